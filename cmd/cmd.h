@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the commands share: messages, exit codes, sizes, paths, and the way to a running server. Arguments, messages and exit
+ * codes are made here and in the commands; the work is done in core/.
+ */
+#ifndef CMD_CMD_H
+#define CMD_CMD_H
+
+#include <argp.h>
+#include <json-c/json.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/volume.h"
+
+#define EXIT_DONE 0
+#define EXIT_FAILED 1
+#define EXIT_USAGE 64 /* argp's own */
+
+/* An option's key that is no short option: all options have long names only. */
+#define LONG_ONLY(letter) (0x100 + (letter))
+
+/* One for each command: argv[0] is "rowsnap COMMAND". Returns the exit code. */
+int cmd_format(int argc, char **argv);
+int cmd_serve(int argc, char **argv);
+int cmd_snapshot(int argc, char **argv);
+int cmd_drop(int argc, char **argv);
+int cmd_list(int argc, char **argv);
+int cmd_status(int argc, char **argv);
+int cmd_stop(int argc, char **argv);
+int cmd_inspect(int argc, char **argv);
+
+/* "rowsnap COMMAND: what: why" on stderr, a line, control characters made harmless. Returns EXIT_FAILED. */
+__attribute__((format(printf, 3, 4))) int cmd_fail(const char *command, const char *what, const char *format, ...);
+
+/* A size with an optional K, M, G or T (powers of 1024). Returns 0 or -EINVAL. */
+__attribute__((warn_unused_result)) int cmd_parse_size(const char *text, uint64_t *bytes);
+
+/* For argp parsers: a size, or a usage error that names the option. */
+uint64_t cmd_size_argument(const char *option, const char *text, struct argp_state *state);
+
+/* "1.5 GiB" */
+#define SIZE_TEXT_BYTES 32u
+void cmd_size_text(uint64_t bytes, char text[static SIZE_TEXT_BYTES]);
+
+/* RFC 3339, UTC, with nanoseconds cut to milliseconds. */
+#define TIME_TEXT_BYTES 40u
+void cmd_time_text(uint64_t time_ns, char text[static TIME_TEXT_BYTES]);
+
+/* The folder of the sockets, made (0700) if `make`. The caller frees. Returns 0, or prints an error and returns EXIT_FAILED. */
+__attribute__((warn_unused_result)) int cmd_run_directory(const char *command, bool make, char **directory);
+/* Likewise for the folder of the volumes' records; always made. */
+__attribute__((warn_unused_result)) int cmd_state_directory(const char *command, char **directory);
+/* The control socket of a volume: its name, or a path to the socket. */
+__attribute__((warn_unused_result)) int cmd_socket_path(const char *command, const char *volume, char **path);
+
+/* An absolute path for a file that need not exist. The caller frees; NULL: no memory. */
+char *cmd_absolute_path(const char *path);
+/* Whether an argument is a path (it has a slash) to something that is not a socket: a store, not a volume. */
+bool cmd_is_store_path(const char *argument);
+
+/*
+ * Asks the server of `volume` and waits for its answer. `progress` (may be NULL) is called with what comes before the
+ * answer. Returns 0 with the "result" object in *result (the caller's reference), or prints the error and returns EXIT_FAILED.
+ * *lost (may be NULL) is set when the request was sent and no answer came: it may have been carried out, or may be yet.
+ */
+__attribute__((warn_unused_result)) int cmd_call(const char *command, const char *volume, struct json_object *request,
+						 void (*progress)(struct json_object *progress, void *context),
+						 void *context, bool *lost, struct json_object **result);
+struct json_object *cmd_request(const char *name); /* {"command": name} */
+
+/* Fields of a reply, with a default for what is not there or of another type. */
+const char *cmd_json_text(struct json_object *object, const char *key);
+uint64_t cmd_json_number(struct json_object *object, const char *key);
+struct json_object *cmd_json_get(struct json_object *object, const char *key);
+
+/* Prints one object on a line of its own and releases it. */
+void cmd_print_json(struct json_object *object);
+/* Output that could not be written is a failure too. */
+__attribute__((warn_unused_result)) int cmd_finish_output(const char *command, int exit_code);
+
+/* A missing or empty store file is made and formatted. Prints errors. *created tells whether the file is new. */
+struct format_options {
+	uint64_t size_bytes; /* 0: no limit */
+	uint32_t block_bytes;
+	bool force, dry_run;
+};
+__attribute__((warn_unused_result)) int cmd_format_store(const char *command, const char *path,
+							 const struct format_options *options, bool *created);
+
+/* The reports as JSON: the same from a server and offline. */
+struct json_object *cmd_list_json(const struct volume_report *volume, const struct snapshot_report *snapshots,
+				  size_t count);
+void cmd_print_list(struct json_object *list);
+
+#endif

@@ -1,0 +1,484 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Reading a store's log back.
+ *
+ * The log is scanned in chunks of areas, with the next chunk already read: its headers tell whether what is missing here
+ * lies before the durable mark. Of each area copy 0 of the metadata is read, and copy 1 when copy 0 is not whole. An entry
+ * counts from the newer copy (larger write count) where it holds there, else from the other.
+ *
+ *   clean or sealed   the log ends at log_slots exactly
+ *   otherwise         before the durable mark (the largest that the superblock or any header tells) nothing is cut: an
+ *                     entry that neither copy restores loses metadata, which breaks the snapshot. Past the mark the log
+ *                     ends at the first entry that does not hold, or whose data does not; a read error there is an error.
+ *
+ * With `writable`, a log that was not clean ends with a barrier (what was read may be in a cache only), and the metadata of
+ * every area from the durable mark on is written anew to the copy not relied upon: nothing that a commit given up has
+ * left there lies under the next. (For a clean one its owner does the like by log_settle_start().)
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "core/store.h"
+#include "format/area.h"
+
+#define CHUNK_AREAS 64u
+#define DATA_BYTES (1u << 20)
+
+struct meta_copy {
+	bool valid;                /* the header holds */
+	struct area_header header; /* when valid */
+	const uint8_t *bytes;
+	int error;                 /* the read's */
+	struct disk_io io;
+};
+
+struct area_scan {
+	struct meta_copy copies[2];
+	bool has_second;
+	unsigned newer; /* the copy to try first */
+};
+
+struct chunk {
+	uint32_t first, count;
+	uint8_t *memory;
+	struct area_scan areas[CHUNK_AREAS];
+};
+
+struct scan {
+	struct store *store;
+	struct recovery *recovery;
+	const struct geometry *geometry;
+	block_t block_count;
+	bool bounded;      /* the end is known: `end` */
+	uint64_t end;      /* slots */
+	uint64_t durable;  /* the durable mark, as far as it is known */
+	uint32_t area_limit;
+	struct chunk chunks[2];
+	uint8_t *data;     /* DATA_BYTES or one block, whichever is more */
+	uint64_t data_first, data_count; /* the slots that lie in `data` */
+	unsigned pending;
+};
+
+static void meta_read_done(struct disk_io *io, int error)
+{
+	struct scan *scan = io->context;
+	struct meta_copy *copy = container_of(io, struct meta_copy, io);
+
+	copy->error = error;
+	scan->pending--;
+}
+
+static void meta_read(struct scan *scan, struct chunk *chunk, uint32_t at, unsigned which)
+{
+	struct meta_copy *copy = &chunk->areas[at].copies[which];
+	uint8_t *bytes = chunk->memory + ((size_t)at * 2 + which) * AREA_META_BYTES;
+
+	copy->bytes = bytes;
+	copy->io = (struct disk_io){
+		.disk = scan->store->disk,
+		.op = DISK_READ,
+		.offset = geometry_meta_offset(scan->geometry, chunk->first + at, which),
+		.length = AREA_META_BYTES,
+		.single = { .iov_base = bytes, .iov_len = AREA_META_BYTES },
+		.done = meta_read_done,
+		.context = scan,
+	};
+	scan->pending++;
+	disk_submit(&copy->io);
+}
+
+static void scan_wait(struct scan *scan)
+{
+	while (scan->pending > 0)
+		disk_host_wait(scan->store->host);
+}
+
+static void meta_decode(struct scan *scan, struct meta_copy *copy, uint32_t area)
+{
+	copy->valid = copy->error == 0 && area_header_decode(copy->bytes, scan->store->seed, area,
+							     scan->geometry->slots_per_area, &copy->header) == 0;
+	if (copy->valid && copy->header.durable_slots > scan->durable && !scan->bounded)
+		scan->durable = copy->header.durable_slots;
+}
+
+static bool copy_entry(const struct scan *scan, const struct meta_copy *copy, uint32_t area, uint32_t index,
+		       struct entry *entry)
+{
+	/* The header protects none of the entries: one that holds counts even under a torn header. */
+	return copy->bytes != NULL && copy->error == 0 &&
+	       entry_decode(copy->bytes, scan->store->seed, area, index, scan->block_count, entry) == 0;
+}
+
+/* Whether copy 0 alone has all entries that the area should have, so that copy 1 need not be read. */
+static bool first_copy_is_whole(const struct scan *scan, const struct chunk *chunk, uint32_t at)
+{
+	const struct meta_copy *copy = &chunk->areas[at].copies[0];
+	uint32_t per_area = scan->geometry->slots_per_area, area = chunk->first + at, wanted = per_area;
+	struct entry entry;
+
+	if (!copy->valid)
+		return false;
+	if (scan->bounded && scan->end < ((uint64_t)area + 1) * per_area)
+		wanted = (uint32_t)(scan->end - (uint64_t)area * per_area);
+	for (uint32_t i = 0; i < wanted; i++)
+		if (!copy_entry(scan, copy, area, i, &entry))
+			return false;
+	return true;
+}
+
+static void chunk_read(struct scan *scan, struct chunk *chunk, uint32_t first)
+{
+	uint64_t limit = scan->area_limit;
+
+	if (scan->bounded)
+		limit = (scan->end + scan->geometry->slots_per_area - 1) / scan->geometry->slots_per_area;
+	chunk->first = first;
+	chunk->count = first >= limit ? 0 : (uint32_t)(limit - first < CHUNK_AREAS ? limit - first : CHUNK_AREAS);
+	memset(chunk->areas, 0, sizeof(chunk->areas));
+	for (uint32_t at = 0; at < chunk->count; at++)
+		meta_read(scan, chunk, at, 0);
+	scan_wait(scan);
+	for (uint32_t at = 0; at < chunk->count; at++) {
+		struct area_scan *area = &chunk->areas[at];
+
+		scan->recovery->areas_read++;
+		meta_decode(scan, &area->copies[0], first + at);
+		area->has_second = !first_copy_is_whole(scan, chunk, at);
+		if (area->has_second)
+			meta_read(scan, chunk, at, 1);
+	}
+	scan_wait(scan);
+	for (uint32_t at = 0; at < chunk->count; at++) {
+		struct area_scan *area = &chunk->areas[at];
+
+		if (!area->has_second)
+			continue;
+		meta_decode(scan, &area->copies[1], first + at);
+		if (area->copies[1].valid && (!area->copies[0].valid || area->copies[1].header.write_count >
+									 area->copies[0].header.write_count))
+			area->newer = 1;
+	}
+}
+
+static bool area_entry(const struct scan *scan, const struct chunk *chunk, uint32_t at, uint32_t index,
+		       struct entry *entry)
+{
+	const struct area_scan *area = &chunk->areas[at];
+	uint32_t number = chunk->first + at;
+
+	return copy_entry(scan, &area->copies[area->newer], number, index, entry) ||
+	       copy_entry(scan, &area->copies[1 - area->newer], number, index, entry);
+}
+
+/* Reads the data of `slot` (and of those behind it, in the same area, in the same read). */
+static int slot_read(struct scan *scan, uint64_t slot, const uint8_t **data)
+{
+	uint32_t block_bytes = scan->geometry->block_bytes, per_area = scan->geometry->slots_per_area;
+	uint64_t count = per_area - slot % per_area;
+	int error;
+
+	if (slot < scan->data_first || slot >= scan->data_first + scan->data_count) {
+		if (count > DATA_BYTES / block_bytes)
+			count = DATA_BYTES / block_bytes;
+		scan->data_count = 0;
+		error = disk_read_wait(scan->store->host, scan->store->disk, scan->data, (size_t)count * block_bytes,
+				       geometry_slot_offset(scan->geometry, SLOT(slot)));
+		if (error != 0)
+			return error;
+		scan->data_first = slot;
+		scan->data_count = count;
+	}
+	*data = scan->data + (size_t)(slot - scan->data_first) * block_bytes;
+	return 0;
+}
+
+/* Whether the data of an entry holds: 1, 0, or a read error. */
+static int entry_data_holds(struct scan *scan, uint64_t slot, const struct entry *entry, const uint8_t **data)
+{
+	int error;
+
+	*data = NULL;
+	if (entry->type != ENTRY_DATA && entry->type != ENTRY_FINGERPRINT)
+		return 1;
+	error = slot_read(scan, slot, data);
+	if (error != 0)
+		return error;
+	return data_checksum(scan->store->seed, *data, scan->geometry->block_bytes) == entry->data_checksum;
+}
+
+static int entry_apply(struct scan *scan, uint64_t slot, const struct entry *entry)
+{
+	const struct recovery *recovery = scan->recovery;
+	struct map *map = scan->store->map;
+	struct fingerprint fingerprint;
+	const uint8_t *data;
+	int holds;
+
+	switch (entry->type) {
+	case ENTRY_DATA:
+		return map_add(map, entry->block, 1, MAP_SLOT, SLOT(slot));
+	case ENTRY_ZERO:
+		return map_add(map, entry->block, entry->count, MAP_ZERO, SLOT(slot));
+	case ENTRY_LOST:
+		return map_add(map, entry->block, entry->count, MAP_LOST, SLOT(slot));
+	case ENTRY_VOID:
+		return 0;
+	case ENTRY_FINGERPRINT:
+		if (recovery->fingerprint == NULL || slot < scan->store->superblock.durable_slots)
+			return 0;
+		holds = entry_data_holds(scan, slot, entry, &data);
+		if (holds < 0)
+			return holds;
+		if (holds > 0) {
+			fingerprint_decode(data, &fingerprint);
+			recovery->fingerprint(&fingerprint, recovery->context);
+		}
+		return 0;
+	}
+	return 0;
+}
+
+/* The entries of one chunk. Returns 1 to go on, 0 at the log's end (scan->end), or an error. */
+static int chunk_apply(struct scan *scan, const struct chunk *chunk)
+{
+	uint32_t per_area = scan->geometry->slots_per_area;
+
+	for (uint64_t i = 0; i < (uint64_t)chunk->count * per_area; i++) {
+		uint64_t slot = (uint64_t)chunk->first * per_area + i;
+		const struct area_scan *area = &chunk->areas[i / per_area];
+		const uint8_t *data;
+		struct entry entry;
+		int result = 1;
+
+		if (scan->bounded && slot == scan->end)
+			return 0;
+		if (!area_entry(scan, chunk, (uint32_t)(i / per_area), (uint32_t)(i % per_area), &entry)) {
+			if (slot < scan->durable) {
+				scan->recovery->lost_metadata = true;
+				continue;
+			}
+			scan->end = slot;
+			if (area->copies[0].error != 0)
+				return area->copies[0].error;
+			return area->copies[1].error;
+		}
+		if (slot >= scan->durable)
+			result = entry_data_holds(scan, slot, &entry, &data);
+		if (result <= 0) {
+			scan->end = slot;
+			return result;
+		}
+		result = entry_apply(scan, slot, &entry);
+		if (result != 0)
+			return result;
+	}
+	if (chunk->count == CHUNK_AREAS)
+		return 1;
+	if (!scan->bounded)
+		scan->end = ((uint64_t)chunk->first + chunk->count) * per_area;
+	return 0;
+}
+
+/* Counts what holds past the end and is cut off, as far as the chunks at hand show it. */
+static void count_cut(struct scan *scan)
+{
+	uint32_t per_area = scan->geometry->slots_per_area;
+	struct entry entry;
+
+	for (unsigned c = 0; c < 2; c++)
+		for (uint32_t i = 0; i < scan->chunks[c].count * per_area; i++)
+			if ((uint64_t)scan->chunks[c].first * per_area + i >= scan->end &&
+			    area_entry(scan, &scan->chunks[c], i / per_area, i % per_area, &entry))
+				scan->recovery->slots_cut++;
+}
+
+static struct chunk *chunk_of(struct scan *scan, uint32_t area)
+{
+	for (unsigned c = 0; c < 2; c++)
+		if (area >= scan->chunks[c].first && area - scan->chunks[c].first < scan->chunks[c].count)
+			return &scan->chunks[c];
+	return NULL;
+}
+
+/* How many of the area's first `wanted` entries a copy has by itself. */
+static uint32_t copy_count(const struct scan *scan, const struct meta_copy *copy, uint32_t area, uint32_t wanted)
+{
+	uint32_t count = 0;
+	struct entry entry;
+
+	for (uint32_t i = 0; i < wanted; i++)
+		if (copy_entry(scan, copy, area, i, &entry))
+			count++;
+	return count;
+}
+
+/* The union of both copies for the area's first `count` entries; *relied is the copy that has more of them. */
+static void area_union(const struct scan *scan, const struct chunk *chunk, uint32_t area, uint32_t count,
+		       uint8_t *bytes, unsigned *relied)
+{
+	const struct area_scan *scanned = &chunk->areas[area - chunk->first];
+	uint64_t seed = scan->store->seed;
+	struct area_header header = {
+		.area = area,
+		.durable_slots = scan->end,
+		.entry_count = (uint16_t)count,
+	};
+	uint32_t durable = count;
+	uint32_t has[2];
+	struct entry entry;
+
+	memset(bytes, 0, AREA_META_BYTES);
+	for (uint32_t i = 0; i < count; i++)
+		if (area_entry(scan, chunk, area - chunk->first, i, &entry))
+			entry_encode(bytes, seed, area, i, &entry);
+	if (scan->durable < (uint64_t)area * scan->geometry->slots_per_area + count) {
+		uint64_t first = (uint64_t)area * scan->geometry->slots_per_area;
+
+		durable = scan->durable > first ? (uint32_t)(scan->durable - first) : 0;
+	}
+	for (unsigned c = 0; c < 2; c++) {
+		has[c] = copy_count(scan, &scanned->copies[c], area, durable);
+		if (scanned->copies[c].valid && scanned->copies[c].header.write_count >= header.write_count)
+			header.write_count = scanned->copies[c].header.write_count + 1;
+	}
+	*relied = has[scanned->newer] >= has[1 - scanned->newer] ? scanned->newer : 1 - scanned->newer;
+	area_header_encode(bytes, seed, &header);
+}
+
+static int area_rewrite(struct scan *scan, uint32_t area, uint32_t count, uint8_t *bytes, unsigned *copy)
+{
+	struct chunk *chunk = chunk_of(scan, area);
+	int error;
+
+	if (chunk == NULL)
+		return 0;
+	if (!chunk->areas[area - chunk->first].has_second) {
+		/* Without its second copy the union would not know which is relied upon. */
+		chunk->areas[area - chunk->first].has_second = true;
+		meta_read(scan, chunk, area - chunk->first, 1);
+		scan_wait(scan);
+		meta_decode(scan, &chunk->areas[area - chunk->first].copies[1], area);
+	}
+	area_union(scan, chunk, area, count, bytes, copy);
+	*copy = 1 - *copy;
+	error = disk_write_wait(scan->store->host, scan->store->disk, bytes, AREA_META_BYTES,
+				geometry_meta_offset(scan->geometry, area, *copy));
+	return error;
+}
+
+/* Every area from the durable mark (and the one before the open one, which may be half) to the log's end. */
+static int make_appendable(struct scan *scan, uint8_t *bytes)
+{
+	struct store *store = scan->store;
+	uint32_t per_area = scan->geometry->slots_per_area;
+	uint32_t last = (uint32_t)(scan->end / per_area), used = (uint32_t)(scan->end % per_area);
+	uint64_t first = scan->durable / per_area;
+	unsigned copy;
+	int error = disk_flush_wait(store->host, store->disk);
+
+	if (last > 0 && first >= last)
+		first = last - 1;
+	for (uint32_t area = (uint32_t)first; error == 0 && area < last; area++)
+		error = area_rewrite(scan, area, per_area, bytes, &copy);
+	if (error == 0 && used > 0) {
+		error = area_rewrite(scan, last, used, bytes, &copy);
+		memcpy(store->open_meta, bytes, AREA_META_BYTES);
+		store->open_copy = (int)copy;
+	}
+	if (error == 0)
+		error = disk_flush_wait(store->host, store->disk);
+	return error;
+}
+
+static void keep_open_meta(struct scan *scan)
+{
+	uint32_t per_area = scan->geometry->slots_per_area;
+	uint32_t area = (uint32_t)(scan->end / per_area), used = (uint32_t)(scan->end % per_area);
+	const struct chunk *chunk = chunk_of(scan, area);
+	unsigned relied;
+
+	scan->store->open_copy = -1;
+	if (used == 0 || chunk == NULL)
+		return;
+	area_union(scan, chunk, area, used, scan->store->open_meta, &relied);
+	scan->store->open_copy = (int)relied;
+}
+
+static int scan_run(struct scan *scan)
+{
+	struct chunk *now = &scan->chunks[0], *next = &scan->chunks[1], *swap;
+	int result;
+
+	chunk_read(scan, now, 0);
+	do {
+		chunk_read(scan, next, now->first + CHUNK_AREAS);
+		result = chunk_apply(scan, now);
+		if (result != 1)
+			return result;
+		swap = now;
+		now = next;
+		next = swap;
+	} while (now->count > 0);
+	if (!scan->bounded)
+		scan->end = (uint64_t)now->first * scan->geometry->slots_per_area;
+	return 0;
+}
+
+static int scan_store(struct scan *scan, uint8_t *bytes)
+{
+	struct store *store = scan->store;
+	int error = scan_run(scan);
+
+	if (error != 0)
+		return error;
+	if (scan->recovery->lost_metadata && scan->end < scan->durable)
+		scan->end = scan->durable;
+	store->end = SLOT(scan->end);
+	if (!scan->bounded)
+		count_cut(scan);
+	keep_open_meta(scan);
+	if (scan->recovery->writable && !store->superblock.clean)
+		scan->recovery->append_error = make_appendable(scan, bytes);
+	return 0;
+}
+
+int store_recover(struct store *store, struct recovery *recovery)
+{
+	const struct superblock *superblock = &store->superblock;
+	size_t chunk_bytes = (size_t)CHUNK_AREAS * 2 * AREA_META_BYTES;
+	struct scan *scan = calloc(1, sizeof(*scan));
+	uint8_t *memory = aligned_alloc(AREA_META_BYTES, 2 * chunk_bytes + DATA_BYTES + AREA_META_BYTES);
+	int error = -ENOMEM;
+
+	assert(store->map == NULL && store->log == NULL);
+	recovery->lost_metadata = false;
+	recovery->append_error = 0;
+	recovery->slots_cut = 0;
+	recovery->areas_read = 0;
+	if (scan == NULL || memory == NULL)
+		goto out;
+	error = map_create(superblock_block_count(superblock), &store->map);
+	if (error != 0)
+		goto out;
+	scan->store = store;
+	scan->recovery = recovery;
+	scan->geometry = &superblock->geometry;
+	scan->block_count = superblock_block_count(superblock);
+	scan->bounded = superblock->clean;
+	scan->durable = superblock->clean ? superblock->log_slots : superblock->durable_slots;
+	scan->end = superblock->clean ? superblock->log_slots : 0;
+	scan->area_limit = (uint32_t)(store_slots_there(store) / superblock->geometry.slots_per_area);
+	scan->chunks[0].memory = memory;
+	scan->chunks[1].memory = memory + chunk_bytes;
+	scan->data = memory + 2 * chunk_bytes;
+	error = scan_store(scan, memory + 2 * chunk_bytes + DATA_BYTES);
+	if (error != 0) {
+		map_destroy(store->map);
+		store->map = NULL;
+	}
+out:
+	free(scan);
+	free(memory);
+	return error;
+}

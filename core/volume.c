@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The structure of a volume: its chain, its turn, its reports. See engine.h for the other parts.
+ *
+ *   origin export --> write.c --> copy.c --> the active snapshot's log
+ *                        |                        (durable, in the map)
+ *                        `--> origin <-------------------'
+ *   snapshot export --> read.c --> the first store of the chain that has the block, else the origin
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/engine.h"
+#include "io/log.h"
+
+void complaint_set(struct complaint *complaint, const char *what, const char *format, ...)
+{
+	va_list arguments;
+
+	(void)snprintf(complaint->what, sizeof(complaint->what), "%s", what);
+	va_start(arguments, format);
+	(void)vsnprintf(complaint->why, sizeof(complaint->why), format, arguments);
+	va_end(arguments);
+}
+
+block_t volume_block_count(const struct volume *volume)
+{
+	assert(volume->block_bytes != 0);
+	return (volume->origin_bytes + volume->block_bytes - 1) / volume->block_bytes;
+}
+
+struct snapshot *volume_active(const struct volume *volume)
+{
+	if (volume->chain_count == 0)
+		return NULL;
+	if (fold_is_newest(volume))
+		return volume->chain[volume->chain_count - 2];
+	return volume->chain[volume->chain_count - 1];
+}
+
+bool store_is_broken(const struct store *store)
+{
+	return store->superblock.broken.reason != BROKEN_NOT;
+}
+
+bool volume_is_broken(const struct volume *volume)
+{
+	const struct snapshot *active = volume_active(volume);
+
+	/* What a broken newest lacks has been overwritten already: it cannot be preserved in the one it is folded into. */
+	return active != NULL && (store_is_broken(active->store) ||
+				  (fold_is_newest(volume) && store_is_broken(fold_source(volume)->store)));
+}
+
+struct log *volume_log(const struct volume *volume)
+{
+	const struct snapshot *active = volume_active(volume);
+
+	return active == NULL || volume_is_broken(volume) ? NULL : active->store->log;
+}
+
+struct snapshot *volume_find(const struct volume *volume, const char *name, size_t *index)
+{
+	for (size_t i = 0; i < volume->chain_count; i++) {
+		if (strcmp(volume->chain[i]->store->superblock.name, name) != 0)
+			continue;
+		if (index != NULL)
+			*index = i;
+		return volume->chain[i];
+	}
+	return NULL;
+}
+
+void volume_remove_from_chain(struct volume *volume, size_t index)
+{
+	assert(index < volume->chain_count);
+	volume->chain_count--;
+	for (size_t i = index; i < volume->chain_count; i++)
+		volume->chain[i] = volume->chain[i + 1];
+}
+
+struct placement chain_find(const struct volume *volume, size_t index, block_t block, uint64_t limit)
+{
+	for (size_t i = index; i < volume->chain_count; i++) {
+		struct store *store = volume->chain[i]->store;
+		struct map_run run = map_find(store->map, block, limit);
+
+		switch (run.kind) {
+		case MAP_SLOT:
+			return (struct placement){ PLACE_SLOT, store, run.slot, run.count };
+		case MAP_ZERO:
+			return (struct placement){ .place = PLACE_ZERO, .count = run.count };
+		case MAP_LOST:
+			return (struct placement){ .place = PLACE_LOST, .store = store, .count = run.count };
+		case MAP_ABSENT:
+			break;
+		}
+		limit = run.count;
+		if (store_is_broken(store))
+			return (struct placement){ .place = PLACE_BROKEN, .store = store, .count = limit };
+	}
+	return (struct placement){ .place = PLACE_ORIGIN, .count = limit };
+}
+
+/* ---- exports ---- */
+
+static void origin_submit(struct request *request)
+{
+	struct volume *volume = container_of(request->export, struct volume, origin_export);
+	int error = request_check(request);
+
+	request_begin(volume, request);
+	if (error != 0) {
+		request_end(volume, request, error);
+		return;
+	}
+	switch (request->op) {
+	case REQUEST_READ:
+	case REQUEST_EXTENTS:
+		origin_read_submit(volume, request);
+		return;
+	case REQUEST_WRITE:
+	case REQUEST_ZERO:
+	case REQUEST_DISCARD:
+		write_submit(volume, request);
+		return;
+	case REQUEST_FLUSH:
+		flush_submit_request(volume, request);
+		return;
+	}
+	request_end(volume, request, -EINVAL);
+}
+
+static void origin_released(struct export *export)
+{
+	(void)export; /* part of the volume, which outlives its transports */
+}
+
+static void snapshot_released(struct export *export)
+{
+	struct snapshot *snapshot = container_of(export, struct snapshot, export);
+
+	if (snapshot->store == NULL && snapshot->requests == 0)
+		free(snapshot);
+}
+
+static const struct export_ops snapshot_export_ops = { snapshot_submit, snapshot_released };
+const struct export_ops origin_export_ops = { origin_submit, origin_released };
+
+int snapshot_create(struct volume *volume, struct store *store, struct snapshot **out)
+{
+	const struct superblock *superblock = &store->superblock;
+	struct snapshot *snapshot = calloc(1, sizeof(*snapshot));
+
+	if (snapshot == NULL)
+		return -ENOMEM;
+	snapshot->volume = volume;
+	snapshot->store = store;
+	snapshot->export = (struct export){
+		.ops = &snapshot_export_ops,
+		.size_bytes = volume->origin_bytes,
+		.block_bytes = superblock->geometry.block_bytes,
+		.read_only = true,
+		.created_ns = superblock->created_ns,
+		.gone = true, /* until it is added */
+	};
+	list_init(&snapshot->export.link);
+	(void)snprintf(snapshot->export.name, sizeof(snapshot->export.name), "%s", superblock->name);
+	*out = snapshot;
+	return 0;
+}
+
+/* The store is closed already, or goes with it. Clients may still hold the export: then the last of them frees. */
+void snapshot_destroy(struct snapshot *snapshot)
+{
+	assert(snapshot->export.gone && snapshot->requests == 0);
+	slot_cache_forget(snapshot->volume->slot_cache, snapshot->store);
+	store_close(snapshot->store);
+	snapshot->store = NULL;
+	if (snapshot->export.references == 0)
+		free(snapshot);
+}
+
+int request_check(const struct request *request)
+{
+	const struct export *export = request->export;
+
+	if (export->gone)
+		return -ESHUTDOWN;
+	if (request->op == REQUEST_FLUSH)
+		return 0;
+	if (export->read_only && request->op != REQUEST_READ && request->op != REQUEST_EXTENTS)
+		return -EPERM;
+	if (request->offset > export->size_bytes || request->length > export->size_bytes - request->offset)
+		return -EINVAL;
+	if ((request->op == REQUEST_READ || request->op == REQUEST_WRITE) && request->length > REQUEST_DATA_BYTES_MAX)
+		return -EINVAL;
+	return 0;
+}
+
+void request_begin(struct volume *volume, struct request *request)
+{
+	list_init(&request->link);
+	list_init(&request->waiting_link);
+	list_append(&volume->requests, &request->all_link);
+	volume->requests_now++;
+	request->cursor = request->offset;
+	request->piece_end = request->offset;
+	request->pending = 0;
+	request->step = 0;
+	request->error = 0;
+	request->bounce = NULL;
+	request->bounce_bytes = 0;
+	request->started_ns = 0;
+}
+
+void request_end(struct volume *volume, struct request *request, int error)
+{
+	assert(request->bounce == NULL && request->pending == 0);
+	list_remove(&request->all_link);
+	list_remove(&request->link);
+	list_remove(&request->waiting_link);
+	volume->requests_now--;
+	request->complete(request, error);
+}
+
+/* ---- the turn and the tick ---- */
+
+/* Whether chain[index] is to take exceptions: as the active one, or in a fold. */
+static bool log_is_wanted(const struct volume *volume, size_t index)
+{
+	return volume->chain[index] == volume_active(volume) || fold_involves(volume, volume->chain[index]);
+}
+
+void volume_turn(struct volume *volume)
+{
+	fold_turn(volume);
+	copy_turn(volume);
+	write_turn(volume);
+	read_turn(volume);
+	for (size_t i = 0; i < volume->chain_count; i++) {
+		struct log *log = volume->chain[i]->store->log;
+
+		if (log == NULL || log_is_stuck(log))
+			continue;
+		if (volume->active_unready && i + 1 == volume->chain_count)
+			continue;
+		if (!log_is_wanted(volume, i) && log_can_close(log))
+			log_close(log);
+		else
+			log_push(log);
+	}
+	pause_check(volume);
+	operation_turn(volume);
+	disk_host_push(volume->host);
+}
+
+static void settled(struct log_settle *settle, int error)
+{
+	struct volume *volume = settle->context;
+
+	volume->settling = false;
+	if (error != 0 && volume_log(volume) != NULL)
+		log_fail(volume_log(volume), error);
+	pause_check(volume);
+}
+
+/* An idle moment records how far the log is known durable. */
+static void settle_when_idle(struct volume *volume)
+{
+	struct log *log = volume_log(volume);
+	uint64_t now_ns = disk_host_monotonic_ns(volume->host);
+
+	if (log == NULL || volume->operation != NULL || volume->fold != NULL || volume->stopping || volume->pauses > 0 ||
+	    volume->settling || log_error(log) != 0 || !log_is_idle(log) || !copy_is_idle(volume)) {
+		volume->busy_ns = now_ns;
+		return;
+	}
+	if (log_is_settled(log) || now_ns - volume->busy_ns < IDLE_SETTLE_NS)
+		return;
+	volume->settling = true;
+	volume->settle = (struct log_settle){ .done = settled, .context = volume };
+	log_settle_start(log, &volume->settle);
+}
+
+void volume_tick(struct volume *volume)
+{
+	broken_tick(volume);
+	settle_when_idle(volume);
+	volume_turn(volume);
+}
+
+/* ---- reports ---- */
+
+uint32_t volume_block_bytes(const struct volume *volume)
+{
+	return volume->chain_count == 0 ? 0 : volume->block_bytes;
+}
+
+static bool is_in_chain(const struct volume *volume, const uuid128_t *uuid)
+{
+	for (size_t i = 0; i < volume->chain_count; i++)
+		if (uuid_equal(&volume->chain[i]->store->superblock.store_uuid, uuid))
+			return true;
+	return false;
+}
+
+/* The record's stores that are not here, in its order, come before the chain. */
+static const struct record_store *absent_store(const struct volume *volume, size_t index)
+{
+	for (size_t i = 0; i < volume->record->store_count; i++)
+		if (!is_in_chain(volume, &volume->record->stores[i].uuid) && index-- == 0)
+			return &volume->record->stores[i];
+	return NULL;
+}
+
+bool volume_name_is_absent(const struct volume *volume, const char *name)
+{
+	const struct record_store *store;
+
+	for (size_t i = 0; (store = absent_store(volume, i)) != NULL; i++)
+		if (strcmp(store->name, name) == 0)
+			return true;
+	return false;
+}
+
+static size_t absent_count(const struct volume *volume)
+{
+	size_t count = 0;
+
+	while (absent_store(volume, count) != NULL)
+		count++;
+	return count;
+}
+
+size_t volume_snapshot_count(const struct volume *volume)
+{
+	return absent_count(volume) + volume->chain_count;
+}
+
+static const char *snapshot_state(const struct volume *volume, const struct snapshot *snapshot)
+{
+	if (store_is_broken(snapshot->store))
+		return "broken";
+	if (fold_involves(volume, snapshot) && snapshot->dropping)
+		return "folding";
+	if (snapshot == volume_active(volume))
+		return "active";
+	return "sealed";
+}
+
+void volume_report_snapshot(const struct volume *volume, size_t index, struct snapshot_report *report)
+{
+	size_t absent = absent_count(volume);
+	const struct record_store *away = absent_store(volume, index);
+	const struct snapshot *snapshot;
+	const struct superblock *superblock;
+
+	memset(report, 0, sizeof(*report));
+	if (away != NULL && index < absent) {
+		(void)snprintf(report->name, sizeof(report->name), "%s", away->name);
+		report->uuid = away->uuid;
+		report->created_ns = away->created_ns;
+		report->state = "absent";
+		report->store = away->path;
+		return;
+	}
+	snapshot = volume->chain[index - absent];
+	superblock = &snapshot->store->superblock;
+	memcpy(report->name, superblock->name, sizeof(report->name));
+	report->uuid = superblock->store_uuid;
+	report->created_ns = superblock->created_ns;
+	report->state = snapshot_state(volume, snapshot);
+	report->store = snapshot->store->path;
+	report->blocks = map_block_count(snapshot->store->map);
+	report->used_bytes = store_used_bytes(snapshot->store);
+	report->size_bytes = store_limit_bytes(snapshot->store);
+	report->broken = store_is_broken(snapshot->store);
+	report->broken_reason = broken_reason_text(superblock->broken.reason);
+	report->broken_ns = superblock->broken.time_ns;
+	fold_report(volume, snapshot, report);
+}
+
+static const char *on_full_text(enum on_full on_full)
+{
+	switch (on_full) {
+	case ON_FULL_BREAK:
+		return "break";
+	case ON_FULL_FAIL:
+		return "fail";
+	case ON_FULL_WAIT:
+		return "wait";
+	}
+	return "break";
+}
+
+void volume_report(const struct volume *volume, struct volume_report *report)
+{
+
+	*report = volume->counters;
+	report->name = volume->name;
+	report->uuid = volume->uuid;
+	report->origin_path = volume->origin_path;
+	report->origin_bytes = volume->origin_bytes;
+	report->block_bytes = volume->block_bytes;
+	report->on_full = on_full_text(volume->on_full);
+	report->unprotected = volume_is_broken(volume);
+	report->stuck = volume->stuck_since_ns != 0;
+	report->requests_now = volume->requests_now;
+	report->map_bytes = 0;
+	for (size_t i = 0; i < volume->chain_count; i++)
+		report->map_bytes += map_memory_bytes(volume->chain[i]->store->map);
+	report->commits = volume->log_counters.commits;
+	report->barriers = volume->log_counters.barriers;
+	report->store_writes = volume->log_counters.writes;
+	report->store_data_bytes = volume->log_counters.data_bytes;
+	report->store_metadata_bytes = volume->log_counters.metadata_bytes;
+	report->commit_ns = volume->log_counters.commit_ns;
+	report->buffer_bytes = COPY_ARENA_BYTES + BOUNCE_ARENA_BYTES;
+	report->requests_held = 0;
+	list_for_each(link, &volume->held)
+		report->requests_held++;
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What a path is and who uses it, for the checks before something is overwritten: libblkid for signatures, /proc and /sys
+ * for mounts, holders and lock owners. Texts are written for an error message and say what was found.
+ */
+#ifndef IO_PROBE_H
+#define IO_PROBE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define PROBE_TEXT_BYTES 512u
+
+/*
+ * Looks for any signature libblkid knows (file systems, RAID, partition tables). Returns 1 and describes all that was
+ * found in `text` ("ext4 file system labelled 'root'; ..."), 0 when there is none, or a negative errno. Reads only.
+ */
+__attribute__((warn_unused_result)) int probe_signature(const char *path, char text[static PROBE_TEXT_BYTES]);
+
+/*
+ * Wipes every signature that libblkid knows, durably. Returns 0 or a negative errno. The path must not be in use.
+ */
+__attribute__((warn_unused_result)) int probe_wipe(const char *path);
+
+/*
+ * Whether something uses the file or device. Returns 1 and names it in `text`: "mounted on /mnt", "held by dm-0 (vg-root)",
+ * "its partition /dev/sdb1 is mounted on /mnt", "used as swap", "attached to /dev/loop3", "locked by process 4711
+ * (rowsnap)"; 0 when nothing does; or a negative errno.
+ */
+__attribute__((warn_unused_result)) int probe_busy(const char *path, char text[static PROBE_TEXT_BYTES]);
+
+#endif

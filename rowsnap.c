@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* rowsnap: snapshots of any block device or image file by copy-before-write. This is the table of commands. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd/cmd.h"
+
+#ifndef ROWSNAP_VERSION
+#define ROWSNAP_VERSION "0.1"
+#endif
+
+struct command {
+	const char *name;
+	int (*run)(int argc, char **argv);
+	const char *summary;
+};
+
+static const struct command commands[] = {
+	{ "format", cmd_format, "make a file or device an empty store" },
+	{ "serve", cmd_serve, "serve an origin and its snapshots" },
+	{ "snapshot", cmd_snapshot, "take a snapshot of a volume now" },
+	{ "drop", cmd_drop, "drop a snapshot" },
+	{ "list", cmd_list, "show the snapshots of a volume, or what stores hold" },
+	{ "status", cmd_status, "show what a server does: counters, latencies" },
+	{ "stop", cmd_stop, "end a server cleanly" },
+	{ "inspect", cmd_inspect, "show a store's superblocks, areas and exceptions" },
+};
+
+const char *argp_program_version = "rowsnap " ROWSNAP_VERSION;
+const char *argp_program_bug_address;
+
+static error_t parse(int key, char *argument, struct argp_state *state)
+{
+	const struct command **chosen = state->input;
+
+	switch (key) {
+	case ARGP_KEY_ARG:
+		for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+			if (strcmp(argument, commands[i].name) == 0)
+				*chosen = &commands[i];
+		if (*chosen == NULL)
+			argp_error(state, "'%s' is not a command", argument);
+		/* The rest is the command's own. */
+		state->next = state->argc;
+		return 0;
+	case ARGP_KEY_NO_ARGS:
+		argp_error(state, "no command given");
+		return 0;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
+static char *help_filter(int key, const char *text, void *input)
+{
+	char *list = NULL;
+	size_t size = 0;
+	FILE *stream;
+
+	(void)input;
+	if (key != ARGP_KEY_HELP_POST_DOC)
+		return (char *)(uintptr_t)text;
+	stream = open_memstream(&list, &size);
+	if (stream == NULL)
+		return (char *)(uintptr_t)text;
+	(void)fputs("Commands:\n", stream);
+	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+		(void)fprintf(stream, "  %-10s %s\n", commands[i].name, commands[i].summary);
+	(void)fputs("\n'rowsnap COMMAND --help' tells more; the manual is rowsnap(8).", stream);
+	(void)fclose(stream);
+	return list;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct argp argp = {
+		.parser = parse,
+		.args_doc = "COMMAND [ARGUMENT...]",
+		.doc = "Snapshots of any block device or image file, by copy-before-write.\v",
+		.help_filter = help_filter,
+	};
+	const struct command *chosen = NULL;
+	char name[64];
+	int at = 0;
+
+	argp_err_exit_status = EXIT_USAGE;
+	argv[0] = (char *)(uintptr_t)"rowsnap";
+	/* Only what stands before the command is parsed here. */
+	while (at + 1 < argc && argv[at + 1][0] == '-')
+		at++;
+	if (argp_parse(&argp, at + 1 < argc ? at + 2 : argc, argv, ARGP_IN_ORDER, NULL, &chosen) != 0 || chosen == NULL)
+		return EXIT_USAGE;
+	(void)snprintf(name, sizeof(name), "rowsnap %s", chosen->name);
+	argv[at + 1] = name;
+	return chosen->run(argc - at - 1, argv + at + 1);
+}

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The simulator: the real engine on disks in memory, which lose, tear and reorder what was not flushed, and an oracle
+ * that
+ * knows what may be read. Everything follows from one seed.
+ *
+ *   sim.c        the command line
+ *   run.c        one run: the lives of a server, what clients ask of it, and what they may be answered
+ *   oracle.c     what each sector of the origin and of each snapshot may hold
+ *   sim-disk.c   io/disk.h on memory; crashes and faults
+ *   sim-host.c   the volume's record in memory, messages, random numbers
+ */
+#ifndef TESTS_SIM_H
+#define TESTS_SIM_H
+
+#include "core/record.h"
+#include "core/store.h"
+#include "core/volume.h"
+#include "io/disk.h"
+
+#define SECTOR_BYTES 512u
+
+/* ---- sim-host.c ---- */
+
+struct sim_random {
+	uint64_t state;
+};
+
+uint64_t random_next(struct sim_random *random);
+uint64_t random_below(struct sim_random *random, uint64_t limit);
+uint64_t random_range(struct sim_random *random, uint64_t low, uint64_t high); /* both included */
+bool random_chance(struct sim_random *random, unsigned per_thousand);
+void random_fill(uint64_t seed, uint8_t *out, size_t bytes);
+
+void sim_seed_begin(uint64_t seed, bool trace);
+bool sim_is_tracing(void);
+__attribute__((format(printf, 1, 2))) void sim_trace(const char *format, ...);
+/* Prints what is wrong and the command that shows it again; ends the program. */
+__attribute__((format(printf, 1, 2), noreturn)) void sim_fail(const char *format, ...);
+
+void sim_record_reset(struct disk_host *host); /* forgets the saved record */
+
+/* ---- sim-disk.c ---- */
+
+#define FILES_MAX 24u
+
+/* Per thousand requests. */
+struct faults {
+	unsigned read, write, flush, no_room;
+};
+
+enum crash_kind { CRASH_NONE, CRASH_POWER, CRASH_KILL };
+
+/* When the machine, or only the server, dies: whichever comes first. 0: never. */
+struct crash_plan {
+	enum crash_kind kind;
+	uint64_t events;        /* after so many disk events */
+	uint64_t origin_writes; /* when so many writes of the origin were submitted, at once */
+	uint64_t store_writes;  /* the same for the stores */
+	uint64_t flushes;       /* when so many flushes were completed */
+};
+
+struct sim_file;
+
+struct sim_counters {
+	uint64_t events, power_cuts, kills, faults;
+};
+
+struct disk_host *sim_host_create(uint64_t seed);
+struct sim_random *sim_host_random(struct disk_host *host);
+struct sim_counters *sim_host_counters(struct disk_host *host);
+uint64_t sim_host_time(struct disk_host *host);
+void sim_host_sleep(struct disk_host *host, uint64_t ns);
+
+struct sim_file *sim_file_create(struct disk_host *host, const char *name, bool is_origin, bool is_device,
+				 uint64_t bytes, uint32_t sector_bytes);
+void sim_file_set_absent(struct sim_file *file, bool absent);
+bool sim_file_is_open(const struct sim_file *file);
+void sim_file_set_bad_pages(struct sim_file *file, unsigned per_thousand);
+/* What a reader would see now. */
+void sim_file_peek(const struct sim_file *file, uint64_t offset, uint8_t *out, size_t bytes);
+void sim_file_poke(struct sim_file *file, uint64_t offset, const uint8_t *data, size_t bytes); /* durably */
+const char *sim_file_name(const struct sim_file *file);
+
+void sim_set_faults(struct disk_host *host, const struct faults *origin, const struct faults *stores);
+void sim_pause_faults(struct disk_host *host, bool pause);
+void sim_set_crash(struct disk_host *host, const struct crash_plan *plan);
+void sim_crash_now(struct disk_host *host, enum crash_kind kind);
+/* From a crash until sim_revive() every request fails and changes nothing. */
+bool sim_is_dead(const struct disk_host *host);
+enum crash_kind sim_crashed_how(const struct disk_host *host);
+void sim_revive(struct disk_host *host);
+/* While on, requests are carried out in order, without faults, and do not count as events. For formatting. */
+void sim_set_immediate(struct disk_host *host, bool on);
+/* Runs one disk event; false: there is none. */
+bool sim_event(struct disk_host *host);
+size_t sim_in_flight(const struct disk_host *host);
+void sim_print_in_flight(const struct disk_host *host);
+/* Whether reading this origin page ever failed, so that its old content may be lost; a failed flush of the origin. */
+bool sim_origin_read_failed(const struct disk_host *host, uint64_t offset, uint64_t bytes);
+bool sim_superblock_failed(const struct sim_file *file);
+bool sim_flush_failed(const struct disk_host *host); /* any, since the last crash */
+bool sim_origin_flush_failed(const struct disk_host *host);
+
+/* ---- oracle.c ---- */
+
+#define WRITES_PER_CELL 4u
+
+struct oracle;
+struct oracle_snapshot;
+
+/* A write of a client: WRITE (data), ZERO (data NULL) or DISCARD. */
+struct oracle_write {
+	uint64_t offset, length;
+	const uint8_t *data;
+	bool discard;
+	bool fua;
+};
+
+struct oracle *oracle_create(uint64_t origin_bytes);
+void oracle_destroy(struct oracle *oracle);
+void oracle_set(struct oracle *oracle, uint64_t offset, const uint8_t *data, uint64_t bytes); /* durable */
+/* Whether the write may begin without making the oracle's sets too large. */
+bool oracle_has_room(const struct oracle *oracle, uint64_t offset, uint64_t length);
+void oracle_write_begin(struct oracle *oracle, struct oracle_write *write);
+void oracle_write_end(struct oracle *oracle, struct oracle_write *write, bool ok);
+uint64_t oracle_time(struct oracle *oracle); /* a stamp, for read_begin and flush_begin */
+void oracle_flush_end(struct oracle *oracle, uint64_t begun);
+/* Checks what was read of the origin since `begun`; NULL data: a hole. */
+void oracle_check_origin(struct oracle *oracle, uint64_t begun, uint64_t offset, uint64_t length, const uint8_t *data);
+/* No read that began before `oldest` is under way. */
+void oracle_prune(struct oracle *oracle, uint64_t oldest);
+void oracle_power_cut(struct oracle *oracle);
+void oracle_kill(struct oracle *oracle, bool cache_lost);
+
+struct oracle_snapshot *oracle_snapshot_begin(struct oracle *oracle, const char *name);
+void oracle_snapshot_end(struct oracle *oracle, struct oracle_snapshot *snapshot);
+void oracle_snapshot_destroy(struct oracle *oracle, struct oracle_snapshot *snapshot);
+void oracle_check_snapshot(struct oracle *oracle, struct oracle_snapshot *snapshot, uint64_t offset, uint64_t length,
+			   const uint8_t *data);
+
+/* ---- run.c ---- */
+
+struct sim_totals {
+	uint64_t runs, lives, power_cuts, kills, events, requests, snapshots, drops, faults, reads_checked;
+};
+
+void sim_run(uint64_t seed, struct sim_totals *totals);
+
+#endif
