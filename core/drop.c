@@ -70,6 +70,8 @@ static void wiped(struct store_update *update, int error)
 	struct volume *volume = update->context;
 	struct snapshot *snapshot = volume->operation->snapshot;
 
+	/* Not before the wipe: by its record the next start finds the store and wipes it, if we are killed in between. */
+	record_forget(volume, snapshot);
 	if (error != 0) {
 		/* It is out of the chain already; its store only looks used. */
 		log_warning("store %s: cannot be wiped: %s", snapshot->store->path, strerror(-error));
@@ -93,7 +95,6 @@ static void wipe(struct volume *volume, struct operation *operation)
 {
 	if (operation->snapshot->store->log != NULL)
 		log_close(operation->snapshot->store->log);
-	record_forget(volume, operation->snapshot);
 	operation_update_store(volume, operation->snapshot->store, NULL, wiped);
 }
 

@@ -237,6 +237,8 @@ static void fold_wiped(struct store_update *update, int error)
 	struct fold *fold = volume->fold;
 	struct snapshot *newer = fold->newer;
 
+	/* Not before the wipe: by its record the next start finds the store and wipes it, if we are killed in between. */
+	record_forget(volume, newer);
 	if (error != 0)
 		log_warning("store %s: cannot be wiped: %s", newer->store->path, strerror(-error));
 	answer(volume, error, "the snapshot is dropped, but its store could not be wiped");
@@ -542,7 +544,6 @@ void fold_turn(struct volume *volume)
 		copying_turn(volume);
 	} else if (fold->wiping && fold->newer->store->pins == 0) {
 		fold->wiping = false;
-		record_forget(volume, fold->newer);
 		fold->update = (struct store_update){ .apply = NULL, .done = fold_wiped, .context = volume };
 		store_update_start(fold->newer->store, &fold->update);
 	}

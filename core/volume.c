@@ -300,19 +300,26 @@ uint32_t volume_block_bytes(const struct volume *volume)
 	return volume->chain_count == 0 ? 0 : volume->block_bytes;
 }
 
-static bool is_in_chain(const struct volume *volume, const uuid128_t *uuid)
+static bool has_store(const struct snapshot *snapshot, const uuid128_t *uuid)
+{
+	return snapshot != NULL && uuid_equal(&snapshot->store->superblock.store_uuid, uuid);
+}
+
+/* In the chain, or out of it with a wipe still to come. */
+static bool is_here(const struct volume *volume, const uuid128_t *uuid)
 {
 	for (size_t i = 0; i < volume->chain_count; i++)
-		if (uuid_equal(&volume->chain[i]->store->superblock.store_uuid, uuid))
+		if (has_store(volume->chain[i], uuid))
 			return true;
-	return false;
+	return (volume->operation != NULL && has_store(volume->operation->snapshot, uuid)) ||
+	       (volume->fold != NULL && has_store(fold_source(volume), uuid));
 }
 
 /* The record's stores that are not here, in its order, come before the chain. */
 static const struct record_store *absent_store(const struct volume *volume, size_t index)
 {
 	for (size_t i = 0; i < volume->record->store_count; i++)
-		if (!is_in_chain(volume, &volume->record->stores[i].uuid) && index-- == 0)
+		if (!is_here(volume, &volume->record->stores[i].uuid) && index-- == 0)
 			return &volume->record->stores[i];
 	return NULL;
 }
