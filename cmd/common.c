@@ -410,6 +410,8 @@ void cmd_print_list(struct json_object *list)
 		(void)printf("%-20s %-24s %-8s %10llu %10s %10s  %s", cmd_json_text(one, "name"),
 			     cmd_json_text(one, "created"), cmd_json_text(one, "state"),
 			     (unsigned long long)cmd_json_number(one, "blocks"), used, size, cmd_json_text(one, "store"));
+		if (cmd_json_get(one, "device") != NULL)
+			(void)printf("  (%s)", cmd_json_text(one, "device"));
 		if (cmd_json_get(one, "broken_reason") != NULL)
 			(void)printf("  (%s, since %s)", cmd_json_text(one, "broken_reason"),
 				     cmd_json_text(one, "broken_since"));

@@ -23,6 +23,7 @@ static int list_volume(const struct arguments *arguments)
 	if (code != EXIT_DONE)
 		return code;
 	json_object_object_del(list, "block_bytes");
+	json_object_object_del(list, "fuse");
 	if (arguments->json) {
 		cmd_print_json(list);
 		return EXIT_DONE;

@@ -15,7 +15,9 @@ struct pending {
 	struct server *server;
 	struct control_client *client; /* NULL: gone, or answered */
 	struct operation operation;
-	bool is_drop, background;
+	struct loopdev_question question; /* DROP: whether its device is in use */
+	bool is_drop, background, forget_older;
+	bool taken; /* SNAPSHOT: it is there, but for its device */
 	char name[NAME_LENGTH_MAX + 1];
 	char *store;
 	struct list link;
@@ -59,6 +61,26 @@ static struct snapshot_report *report_snapshots(const struct server *server, siz
 	return reports;
 }
 
+static void add_device(const struct server *server, struct json_object *object, const char *name)
+{
+	const struct export *export = export_find(&server->exports, name);
+	bool has = export != NULL && export->device[0] != '\0';
+
+	json_object_object_add(object, "device", has ? json_object_new_string(export->device) : NULL);
+}
+
+static void add_devices(const struct server *server, struct json_object *list)
+{
+	struct json_object *snapshots = cmd_json_get(list, "snapshots");
+
+	add_device(server, cmd_json_get(list, "origin"), "origin");
+	for (size_t i = 0; i < json_object_array_length(snapshots); i++) {
+		struct json_object *one = json_object_array_get_idx(snapshots, i);
+
+		add_device(server, one, cmd_json_text(one, "name"));
+	}
+}
+
 static struct json_object *list_json(const struct server *server)
 {
 	struct volume_report report;
@@ -72,6 +94,7 @@ static struct json_object *list_json(const struct server *server)
 	volume_report(server->volume, &report);
 	list = cmd_list_json(&report, snapshots, count);
 	free(snapshots);
+	add_devices(server, list);
 	return list;
 }
 
@@ -233,12 +256,29 @@ static void pending_done(struct operation *operation, int error)
 {
 	struct pending *pending = operation->context;
 
+	if (error == 0 && !pending->is_drop && pending->server->loopdev != NULL) {
+		pending->taken = true; /* server_finish_pending() goes on */
+		return;
+	}
 	if (pending->client != NULL && error != 0)
 		reply_error(pending->client, operation->complaint.what, operation->complaint.why);
 	else if (pending->client != NULL)
 		reply_result(pending->client, pending->is_drop ? drop_result(pending, "dropped") :
 								 snapshot_result(pending->server, pending));
 	pending_free(pending);
+}
+
+void server_finish_pending(struct server *server)
+{
+	list_for_each_safe(link, &server->pending) {
+		struct pending *pending = container_of(link, struct pending, link);
+
+		if (!pending->taken || !loopdev_is_settled(server->loopdev, pending->name))
+			continue;
+		if (pending->client != NULL)
+			reply_result(pending->client, snapshot_result(server, pending));
+		pending_free(pending);
+	}
 }
 
 static void pending_begun(struct operation *operation)
@@ -297,6 +337,20 @@ static void request_snapshot(struct server *server, struct control_client *clien
 		volume_snapshot(server->volume, &pending->operation, name, store);
 }
 
+/* A snapshot whose device is mounted stays. */
+static void device_asked(struct loopdev_question *question, int error, const char *text)
+{
+	struct pending *pending = container_of(question, struct pending, question);
+
+	if (error == 0) {
+		volume_drop(pending->server->volume, &pending->operation, pending->name, pending->forget_older);
+		return;
+	}
+	if (pending->client != NULL)
+		reply_error(pending->client, pending->name, text);
+	pending_free(pending);
+}
+
 static void request_drop(struct server *server, struct control_client *client, struct json_object *request)
 {
 	const char *name = cmd_json_text(request, "name"), *store = "";
@@ -317,11 +371,15 @@ static void request_drop(struct server *server, struct control_client *client, s
 		return;
 	pending->is_drop = true;
 	pending->background = json_object_get_boolean(cmd_json_get(request, "background"));
-	volume_drop(server->volume, &pending->operation, name,
-		    json_object_get_boolean(cmd_json_get(request, "forget_older")));
+	pending->forget_older = json_object_get_boolean(cmd_json_get(request, "forget_older"));
+	pending->question = (struct loopdev_question){ .answered = device_asked, .name = pending->name };
+	if (server->loopdev != NULL)
+		loopdev_ask(server->loopdev, &pending->question);
+	else
+		device_asked(&pending->question, 0, "");
 }
 
-static void request_stop(struct server *server, struct control_client *client)
+static void request_stop(struct server *server, struct control_client *client, struct json_object *request)
 {
 	struct stop_client *stop = calloc(1, sizeof(*stop));
 
@@ -331,7 +389,9 @@ static void request_stop(struct server *server, struct control_client *client)
 	}
 	stop->client = client;
 	list_append(&server->stop_clients, &stop->link);
-	server_begin_stop(server);
+	server_begin_stop(server, json_object_get_boolean(cmd_json_get(request, "force")));
+	if (server->waiting_text[0] != '\0')
+		server_send_waiting(server);
 }
 
 static void request_list(struct server *server, struct control_client *client)
@@ -342,8 +402,10 @@ static void request_list(struct server *server, struct control_client *client)
 		reply_error(client, "", "out of memory");
 		return;
 	}
-	/* for `snapshot`, which may have to format a store */
+	/* for `snapshot`, which may have to format a store, and must not take one that lies on what we serve */
 	add_number(list, "block_bytes", volume_block_bytes(server->volume));
+	json_object_object_add(list, "fuse",
+			       server->fuse_path == NULL ? NULL : json_object_new_string(server->fuse_path));
 	reply_result(client, list);
 }
 
@@ -352,18 +414,18 @@ static void control_request(void *context, struct control_client *client, struct
 	struct server *server = context;
 	const char *command = cmd_json_text(request, "command");
 
-	if (server->stopping && strcmp(command, "stop") != 0)
-		reply_error(client, "", "the server is stopping");
-	else if (strcmp(command, "list") == 0)
+	if (strcmp(command, "list") == 0 && !server->quiescing)
 		request_list(server, client);
-	else if (strcmp(command, "status") == 0)
+	else if (strcmp(command, "status") == 0 && !server->quiescing)
 		reply_result(client, status_json(server));
+	else if (server->stopping && strcmp(command, "stop") != 0)
+		reply_error(client, "", "the server is stopping");
 	else if (strcmp(command, "snapshot") == 0)
 		request_snapshot(server, client, request);
 	else if (strcmp(command, "drop") == 0)
 		request_drop(server, client, request);
 	else if (strcmp(command, "stop") == 0)
-		request_stop(server, client);
+		request_stop(server, client, request);
 	else
 		reply_error(client, command, "is not a command of this server");
 }
@@ -410,6 +472,18 @@ void server_send_progress(struct server *server)
 			json_object_object_add(message, "progress", progress);
 			control_reply(pending->client, message);
 		}
+	}
+}
+
+void server_send_waiting(struct server *server)
+{
+	list_for_each(link, &server->stop_clients) {
+		struct stop_client *stop = container_of(link, struct stop_client, link);
+		struct json_object *message = json_object_new_object(), *progress = json_object_new_object();
+
+		json_object_object_add(progress, "waiting", json_object_new_string(server->waiting_text));
+		json_object_object_add(message, "progress", progress);
+		control_reply(stop->client, message);
 	}
 }
 

@@ -5,8 +5,10 @@
  *   open the volume -> transports -> control socket -> "rowsnap: ready" -> the loop -> stop: transports take no more,
  *   the volume ends what is under way and records the clean stop, everything is closed, who asked for the stop is told
  */
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +25,8 @@
 #include "cmd/server.h"
 #include "io/cleanup.h"
 #include "io/fuse.h"
+#include "io/log.h"
+#include "io/memory.h"
 #include "io/nbd.h"
 
 #define REQUEST_ARENA_BYTES ((size_t)64 << 20)
@@ -35,7 +39,7 @@ struct arguments {
 	const char **stores;
 	size_t store_count;
 	const char *volume, *run, *nbd, *fuse;
-	bool use_nbd;
+	bool use_nbd, loop;
 	enum on_full on_full;
 	bool discard_copy, accept_origin;
 };
@@ -69,18 +73,49 @@ static void stop_done(struct operation *operation, int error)
 	server->close_by_ns = loop_now_ns(server->loop) + CLOSE_GRACE_NS;
 }
 
-void server_begin_stop(struct server *server)
+void server_begin_stop(struct server *server, bool force)
 {
-	if (server->stopping)
-		return;
 	server->stopping = true;
-	if (server->nbd != NULL)
-		server->nbd->ops->quiesce(server->nbd);
-	if (server->fuse != NULL)
-		server->fuse->ops->quiesce(server->fuse);
+	for (size_t i = 0; i < server->transport_count && !server->quiescing; i++)
+		if (server->transports[i]->ops->detach != NULL)
+			server->transports[i]->ops->detach(server->transports[i], force);
+}
+
+/* Who still holds what was given to the system; NULL: nobody. */
+static const char *find_holder(const struct server *server)
+{
+	const char *why;
+
+	for (size_t i = 0; i < server->transport_count; i++)
+		if (server->transports[i]->ops->detach != NULL &&
+		    !server->transports[i]->ops->is_detached(server->transports[i], &why))
+			return why;
+	return NULL;
+}
+
+/* Between the turns: a stop goes on when nothing that we serve is held any more. */
+static void advance_stop(struct server *server)
+{
+	const char *why;
+
+	if (!server->stopping || server->quiescing)
+		return;
+	why = find_holder(server);
+	if (why != NULL) {
+		if (why[0] != '\0' && strcmp(server->waiting_text, why) != 0) {
+			log_notice("waiting to stop: %s (a second signal, or stop --force, does not wait)", why);
+			(void)snprintf(server->waiting_text, sizeof(server->waiting_text), "%s", why);
+			server_send_waiting(server);
+		}
+		return;
+	}
+	server->quiescing = true;
+	for (size_t i = 0; i < server->transport_count; i++)
+		server->transports[i]->ops->quiesce(server->transports[i]);
 	server->stop.done = stop_done;
 	server->stop.context = server;
 	volume_stop(server->volume, &server->stop);
+	loop_timer_set(server->loop, &server->tick, 0);
 }
 
 static void tick(struct loop_timer *timer)
@@ -101,7 +136,7 @@ static void child_ended(struct server *server)
 	server->child = 0;
 	if (server->exit_code == EXIT_DONE)
 		server->exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-	server_begin_stop(server);
+	server_begin_stop(server, false);
 }
 
 static void signals_ready(struct loop_source *source, uint32_t events)
@@ -118,7 +153,7 @@ static void signals_ready(struct loop_source *source, uint32_t events)
 	}
 	if (server->child > 0)
 		(void)kill(server->child, SIGTERM);
-	server_begin_stop(server);
+	server_begin_stop(server, server->stopping);
 }
 
 static int watch_signals(struct server *server)
@@ -182,7 +217,8 @@ static int run_command(struct server *server, const struct arguments *arguments,
 	if (arguments->run == NULL || getppid() != parent || server->control_path == NULL ||
 	    setenv("ROWSNAP_VOLUME", volume, 1) != 0 || setenv("ROWSNAP_CONTROL", server->control_path, 1) != 0 ||
 	    setenv("ROWSNAP_NBD", server->nbd_path != NULL ? server->nbd_path : "", 1) != 0 ||
-	    setenv("ROWSNAP_FUSE", server->fuse_path != NULL ? server->fuse_path : "", 1) != 0)
+	    setenv("ROWSNAP_FUSE", server->fuse_path != NULL && !server->fuse_is_private ? server->fuse_path : "", 1) != 0 ||
+	    setenv("ROWSNAP_DEVICE", export_find(&server->exports, "origin")->device, 1) != 0)
 		_exit(127);
 	(void)execl("/bin/sh", "sh", "-c", arguments->run, (char *)NULL);
 	_exit(127);
@@ -244,42 +280,116 @@ static const char *fuse_reason(int error)
 	}
 }
 
-static int start_fuse(struct server *server, const char *directory)
+static void add_transport(struct server *server, struct transport *transport)
 {
-	int error = fuse_start(server->loop, &server->exports, server->arena, directory, &server->fuse);
+	assert(server->transport_count < SERVER_TRANSPORTS_MAX);
+	server->transports[server->transport_count++] = transport;
+}
 
+/* Loop devices over files that a dead server had in the folder: they would keep its dead mount from going. */
+static void clean_up_after_dead(struct server *server, const char *directory)
+{
+	struct keeper_message *message = malloc(sizeof(*message));
+	char *line, *rest = NULL;
+
+	if (message != NULL && keeper_clean(&server->keeper, directory, message) == 0)
+		for (line = strtok_r(message->text, "\n", &rest); line != NULL; line = strtok_r(NULL, "\n", &rest))
+			log_notice("%s", line);
+	free(message);
+}
+
+/* Without a folder named: a private one beside the sockets, for the loop devices. */
+static int start_fuse(struct server *server, const char *directory, const char *run_directory, const char *volume)
+{
+	auto_free char *private = NULL;
+	int error;
+
+	if (directory == NULL) {
+		server->fuse_is_private = true;
+		if (asprintf(&private, "%s/%s.fuse", run_directory, volume) < 0)
+			return cmd_fail("serve", volume, "out of memory");
+		directory = private;
+		(void)mkdir(directory, 0700); /* a dead mount of an earlier server may be there, which fuse_start() removes */
+	}
+	if (server->keeper.pid > 0)
+		clean_up_after_dead(server, directory);
+	error = fuse_start(server->loop, &server->exports, server->arena, directory, &server->fuse);
 	if (error != 0)
 		return cmd_fail("serve", directory, "%s", fuse_reason(error));
+	add_transport(server, server->fuse);
 	server->fuse_path = strdup(fuse_directory(server->fuse));
 	return server->fuse_path != NULL ? EXIT_DONE : cmd_fail("serve", directory, "out of memory");
 }
 
-static int start_sockets(struct server *server, const struct arguments *arguments, const char *volume)
+static int start_loop_devices(struct server *server)
 {
-	auto_free char *directory = NULL;
-	bool use_nbd = arguments->use_nbd || arguments->fuse == NULL;
+	char mark[KEEPER_MARK_BYTES] = "rowsnap/";
+	struct volume_report report;
 	int error;
 
-	if (cmd_run_directory("serve", true, &directory) != EXIT_DONE)
-		return EXIT_FAILED;
+	volume_report(server->volume, &report);
+	uuid_text(&report.uuid, mark + strlen(mark));
+	error = loopdev_start(server->loop, &server->exports, &server->keeper, server->fuse, mark, &server->loopdev);
+	if (error != 0)
+		return cmd_fail("serve", "--loop", "%s", strerror(-error));
+	add_transport(server, server->loopdev);
+	return EXIT_DONE;
+}
+
+static int start_nbd(struct server *server, const struct arguments *arguments, const char *run_directory,
+		     const char *volume)
+{
+	int error;
+
 	if (arguments->nbd != NULL)
 		server->nbd_path = cmd_absolute_path(arguments->nbd);
-	else if (use_nbd && asprintf(&server->nbd_path, "%s/%s.nbd", directory, volume) < 0)
+	else if (asprintf(&server->nbd_path, "%s/%s.nbd", run_directory, volume) < 0)
 		server->nbd_path = NULL;
-	if (asprintf(&server->control_path, "%s/%s.sock", directory, volume) < 0)
-		server->control_path = NULL;
-	if ((use_nbd && server->nbd_path == NULL) || server->control_path == NULL)
+	if (server->nbd_path == NULL)
 		return cmd_fail("serve", volume, "out of memory");
+	error = nbd_start(server->loop, &server->exports, server->arena, server->nbd_path, &server->nbd);
+	if (error != 0)
+		return cmd_fail("serve", server->nbd_path, "%s", socket_reason(error));
+	add_transport(server, server->nbd);
+	return EXIT_DONE;
+}
+
+static int start_control(struct server *server, const char *run_directory, const char *volume)
+{
+	int error;
+
+	if (asprintf(&server->control_path, "%s/%s.sock", run_directory, volume) < 0) {
+		server->control_path = NULL;
+		return cmd_fail("serve", volume, "out of memory");
+	}
 	error = control_start(server->loop, server->control_path, &server_control_ops, server, &server->control);
 	if (error == -EADDRINUSE)
 		return cmd_fail("serve", volume, "a volume of this name is being served already (%s)", server->control_path);
 	if (error != 0)
 		return cmd_fail("serve", server->control_path, "%s", socket_reason(error));
-	error = server->nbd_path == NULL ? 0 : nbd_start(server->loop, &server->exports, server->arena, server->nbd_path,
-							  &server->nbd);
-	if (error != 0)
-		return cmd_fail("serve", server->nbd_path, "%s", socket_reason(error));
-	return arguments->fuse == NULL ? EXIT_DONE : start_fuse(server, arguments->fuse);
+	return EXIT_DONE;
+}
+
+/* The control socket first: it tells a volume's second server from the first. */
+static int start_transports(struct server *server, const struct arguments *arguments, const char *volume)
+{
+	auto_free char *directory = NULL;
+	int code = cmd_run_directory("serve", true, &directory);
+
+	if (code == EXIT_DONE)
+		code = start_control(server, directory, volume);
+	if (code == EXIT_DONE && (arguments->use_nbd || (arguments->fuse == NULL && !arguments->loop)))
+		code = start_nbd(server, arguments, directory, volume);
+	if (code == EXIT_DONE && (arguments->fuse != NULL || arguments->loop)) {
+		/* The kernel may write through us to get memory free. */
+		arena_touch(server->arena);
+		volume_touch_buffers(server->volume);
+		memory_lock();
+		code = start_fuse(server, arguments->fuse, directory, volume);
+	}
+	if (code == EXIT_DONE && arguments->loop)
+		code = start_loop_devices(server);
+	return code;
 }
 
 static int open_volume(struct server *server, const struct arguments *arguments, const char *name)
@@ -320,34 +430,79 @@ static void print_exports(const struct server *server)
 {
 	list_for_each(link, &server->exports.exports) {
 		const struct export *export = container_of(link, struct export, link);
+		char path[PATH_MAX];
 
 		if (server->nbd != NULL)
 			(void)printf("%s nbd+unix:///%s?socket=%s\n", export->name, export->name, server->nbd_path);
-		if (server->fuse != NULL)
-			(void)printf("%s %s/%s%s\n", export->name, server->fuse_path, export->read_only ? "snapshots/" : "",
-				     export->name);
+		if (server->fuse != NULL && !server->fuse_is_private &&
+		    fuse_file_path(server->fuse, export, path, sizeof(path)) == 0)
+			(void)printf("%s %s\n", export->name, path);
+		if (export->device[0] != '\0')
+			(void)printf("%s %s\n", export->name, export->device);
 	}
 	(void)printf("rowsnap: ready\n");
 	(void)fflush(stdout);
 }
 
-static bool is_idle(const struct transport *transport)
-{
-	return transport == NULL || transport->ops->is_idle(transport);
-}
-
 /* Whether the loop may end: stopped, and no reply is left to send, or its time is over. */
 static bool is_over(const struct server *server)
 {
-	return server->stopped && ((is_idle(server->nbd) && is_idle(server->fuse)) ||
-				   loop_now_ns(server->loop) >= server->close_by_ns);
+	bool idle = true;
+
+	for (size_t i = 0; i < server->transport_count; i++)
+		idle = idle && server->transports[i]->ops->is_idle(server->transports[i]);
+	return server->stopped && (idle || loop_now_ns(server->loop) >= server->close_by_ns);
+}
+
+static bool devices_are_there(const struct server *server)
+{
+	list_for_each(link, &server->exports.exports)
+		if (server->loopdev != NULL &&
+		    !loopdev_is_settled(server->loopdev, container_of(link, struct export, link)->name))
+			return false;
+	return true;
+}
+
+/* Serves until it is over; with `until_ready` only until every export has its device, if it is to have one. */
+static int run(struct server *server, bool until_ready)
+{
+	while (!is_over(server) && !(until_ready && devices_are_there(server))) {
+		int error = loop_turn(server->loop, -1);
+
+		if (error != 0)
+			return cmd_fail("serve", "", "%s", strerror(-error));
+		server_finish_pending(server);
+		advance_stop(server);
+	}
+	return EXIT_DONE;
+}
+
+static int start(struct server *server, const struct arguments *arguments, const char *volume)
+{
+	int code = start_transports(server, arguments, volume);
+
+	if (code != EXIT_DONE)
+		return code;
+	loop_timer_set(server->loop, &server->tick, loop_now_ns(server->loop) + TICK_NS);
+	code = run(server, true);
+	if (code == EXIT_DONE && server->loopdev != NULL && loopdev_failure(server->loopdev) != NULL)
+		return cmd_fail("serve", "--loop", "%s", loopdev_failure(server->loopdev));
+	if (code == EXIT_DONE && arguments->run != NULL && !server->stopping)
+		code = run_command(server, arguments, volume);
+	return code;
 }
 
 static int serve(struct server *server, const struct arguments *arguments, const char *volume)
 {
 	int error, code;
 
-	error = start_loop(server);
+	if (arguments->loop && geteuid() != 0)
+		return cmd_fail("serve", "--loop", "only root may make loop devices (--nbd and --fuse=DIR need no root)");
+	error = arguments->loop ? keeper_start(&server->keeper) : 0;
+	if (arguments->loop || arguments->fuse != NULL)
+		memory_serve_io();
+	if (error == 0)
+		error = start_loop(server);
 	if (error == 0)
 		error = watch_signals(server);
 	if (error != 0)
@@ -358,29 +513,32 @@ static int serve(struct server *server, const struct arguments *arguments, const
 	server->hook.context = server;
 	loop_hook_add(server->loop, &server->hook);
 	if (code == EXIT_DONE)
-		code = start_sockets(server, arguments, volume);
-	if (code == EXIT_DONE && arguments->run != NULL)
-		code = run_command(server, arguments, volume);
+		code = start(server, arguments, volume);
 	if (code != EXIT_DONE)
 		return code;
-	loop_timer_init(&server->tick, tick, server);
-	loop_timer_set(server->loop, &server->tick, loop_now_ns(server->loop) + TICK_NS);
 	print_exports(server);
 	notify_ready();
-	while (!is_over(server)) {
-		error = loop_turn(server->loop, -1);
-		if (error != 0)
-			return cmd_fail("serve", "", "%s", strerror(-error));
+	code = run(server, false);
+	return code != EXIT_DONE ? code : server->exit_code;
+}
+
+/* Last started, first closed: loop devices end before the files they lie on, and who held them open after both. */
+static void close_transports(struct server *server)
+{
+	while (server->transport_count > 0) {
+		struct transport *transport = server->transports[--server->transport_count];
+
+		transport->ops->close(transport);
 	}
-	return server->exit_code;
+	if (server->fuse_is_private && server->fuse_path != NULL)
+		(void)rmdir(server->fuse_path);
+	if (server->keeper.pid > 0)
+		keeper_end(&server->keeper);
 }
 
 static void close_server(struct server *server)
 {
-	if (server->nbd != NULL)
-		server->nbd->ops->close(server->nbd);
-	if (server->fuse != NULL)
-		server->fuse->ops->close(server->fuse);
+	close_transports(server);
 	loop_timer_cancel(&server->tick);
 	if (server->hook.turn_end != NULL)
 		loop_hook_remove(&server->hook);
@@ -413,6 +571,7 @@ enum {
 	OPTION_VOLUME = 256,
 	OPTION_NBD,
 	OPTION_FUSE,
+	OPTION_LOOP,
 	OPTION_ON_FULL,
 	OPTION_DISCARD,
 	OPTION_ACCEPT_ORIGIN,
@@ -436,6 +595,9 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 		return 0;
 	case OPTION_FUSE:
 		arguments->fuse = argument;
+		return 0;
+	case OPTION_LOOP:
+		arguments->loop = true;
 		return 0;
 	case OPTION_ON_FULL:
 		if (strcmp(argument, "break") == 0)
@@ -497,6 +659,7 @@ int cmd_serve(int argc, char **argv)
 		  "serve by NBD on this unix socket (default: NAME.nbd beside the control socket)", 0 },
 		{ "fuse", OPTION_FUSE, "DIR", 0,
 		  "mount DIR, an empty folder, and serve there as files: origin, and snapshots/NAME", 0 },
+		{ "loop", OPTION_LOOP, NULL, 0, "serve as loop devices, /dev/loopN (as root)", 0 },
 		{ "on-full", OPTION_ON_FULL, "POLICY", 0,
 		  "when a store is full: break (writes go on, the snapshots are broken; the default), fail, or wait", 0 },
 		{ "discard", OPTION_DISCARD, "POLICY", 0,

@@ -7,7 +7,10 @@
 #include "io/arena.h"
 #include "io/control.h"
 #include "io/loop.h"
+#include "io/loopdev.h"
 #include "io/transport.h"
+
+#define SERVER_TRANSPORTS_MAX 4u
 
 struct server {
 	struct loop *loop;
@@ -15,7 +18,12 @@ struct server {
 	struct arena *arena;
 	struct export_table exports;
 	struct volume *volume;
-	struct transport *nbd, *fuse; /* NULL: not asked for */
+	/* NULL: not asked for. `transports` are those there are, in the order in which they end. */
+	struct transport *nbd, *fuse, *loopdev;
+	struct transport *transports[SERVER_TRANSPORTS_MAX];
+	size_t transport_count;
+	struct keeper keeper;        /* with loop devices; pid 0: none */
+	bool fuse_is_private;        /* only for the loop devices */
 	struct control *control;
 	char *nbd_path, *fuse_path, *control_path;
 
@@ -23,7 +31,9 @@ struct server {
 	struct loop_hook hook;
 	struct loop_timer tick;
 
-	bool stopping;           /* asked to end */
+	bool stopping;           /* asked to end: what the system was given is being taken away */
+	bool quiescing;          /* that is done: no more requests are taken */
+	char waiting_text[TRANSPORT_TEXT_BYTES]; /* who holds what meanwhile, as it was said last */
 	bool stopped;            /* the volume's clean stop is done, or has failed */
 	uint64_t close_by_ns;    /* replies are given until then to get out */
 	struct operation stop;
@@ -36,10 +46,12 @@ struct server {
 /* serve-control.c */
 extern const struct control_ops server_control_ops;
 void server_send_progress(struct server *server); /* to those who wait for a fold; now and then */
+void server_finish_pending(struct server *server); /* snapshots that waited for their device */
+void server_send_waiting(struct server *server); /* to those who wait for the stop */
 void server_end_pending(struct server *server);   /* the volume is closed: what was asked for and has no end yet */
 void server_answer_stops(struct server *server);  /* the files are free */
 
 /* serve.c */
-void server_begin_stop(struct server *server);
+void server_begin_stop(struct server *server, bool force);
 
 #endif

@@ -147,6 +147,31 @@ static int check_freeze(const struct arguments *arguments, const char *store, st
 	return EXIT_DONE;
 }
 
+/* A store on a file system that lives on our own export: the server would wait for itself. */
+static int check_own_export(const char *store, struct json_object *list)
+{
+	struct json_object *snapshots = cmd_json_get(list, "snapshots");
+	size_t count = json_object_array_length(snapshots), used = 0;
+	const char **names = calloc(count + 2, sizeof(char *)), *found = NULL;
+	int code = EXIT_DONE;
+
+	if (names == NULL)
+		return cmd_fail("snapshot", store, "out of memory");
+	names[used++] = cmd_json_text(cmd_json_get(list, "origin"), "device");
+	names[used++] = cmd_json_text(list, "fuse");
+	for (size_t i = 0; i < count; i++)
+		names[used++] = cmd_json_text(json_object_array_get_idx(snapshots, i), "device");
+	for (size_t i = 0; i < used;)
+		if (names[i][0] == '\0')
+			names[i] = names[--used];
+		else
+			i++;
+	if (probe_lies_on(store, names, used, &found) == 1)
+		code = cmd_fail("snapshot", store, "lies on this server's own export, %s: it would wait for itself", found);
+	free(names);
+	return code;
+}
+
 static int ask(const struct arguments *arguments, const char *store, bool *lost, struct json_object **result)
 {
 	struct json_object *request = cmd_request("snapshot");
@@ -201,8 +226,10 @@ static int make_and_take(const struct arguments *arguments, const char *store, s
 	struct format_options options = { .block_bytes = block_bytes == 0 ? BLOCK_BYTES_MIN : (uint32_t)block_bytes };
 	bool created = false, lost = false;
 	char text[PROBE_TEXT_BYTES];
-	int code = EXIT_DONE;
+	int code = check_own_export(store, list);
 
+	if (code != EXIT_DONE)
+		return code;
 	if (access(store, F_OK) != 0 && errno == ENOENT)
 		code = cmd_format_store("snapshot", store, &options, &created);
 	else if (probe_busy(store, text) == 1)
@@ -214,6 +241,14 @@ static int make_and_take(const struct arguments *arguments, const char *store, s
 	if (code != EXIT_DONE && created && !lost && *result == NULL && is_empty_store(store))
 		(void)unlink(store);
 	return code;
+}
+
+static void print_taken(const struct arguments *arguments, const char *store, struct json_object *result)
+{
+	(void)printf("%s: taken at %s, store %s", arguments->name, cmd_json_text(result, "created"), store);
+	if (cmd_json_get(result, "device") != NULL)
+		(void)printf(", device %s", cmd_json_text(result, "device"));
+	(void)putchar('\n');
 }
 
 static error_t parse(int key, char *argument, struct argp_state *state)
@@ -276,7 +311,10 @@ int cmd_snapshot(int argc, char **argv)
 	if (code == EXIT_DONE && arguments.json)
 		cmd_print_json(json_object_get(result));
 	else if (code == EXIT_DONE)
-		(void)printf("%s: taken at %s, store %s\n", arguments.name, cmd_json_text(result, "created"), store);
+		print_taken(&arguments, store, result);
+	if (code == EXIT_DONE && cmd_json_get(result, "device") == NULL &&
+	    cmd_json_get(cmd_json_get(list, "origin"), "device") != NULL)
+		(void)cmd_fail("snapshot", arguments.name, "is taken, but got no device: the server's log says why");
 	json_object_put(list);
 	json_object_put(result);
 	return cmd_finish_output("snapshot", code);

@@ -57,10 +57,12 @@ static void print_status(struct json_object *status)
 {
 	struct json_object *requests = cmd_json_get(status, "requests"), *copies = cmd_json_get(status, "copies");
 	struct json_object *store = cmd_json_get(status, "store_io"), *memory = cmd_json_get(status, "memory");
-	struct json_object *clients = cmd_json_get(status, "nbd");
+	struct json_object *clients = cmd_json_get(status, "nbd"), *origin = cmd_json_get(status, "origin");
 
-	(void)printf("volume %s, origin %s: %s\n", cmd_json_text(status, "volume"),
-		     cmd_json_text(cmd_json_get(status, "origin"), "path"), cmd_json_text(status, "health"));
+	(void)printf("volume %s, origin %s", cmd_json_text(status, "volume"), cmd_json_text(origin, "path"));
+	if (cmd_json_get(origin, "device") != NULL)
+		(void)printf(" (%s)", cmd_json_text(origin, "device"));
+	(void)printf(": %s\n", cmd_json_text(status, "health"));
 	(void)puts("snapshots:");
 	print_snapshots(status);
 	(void)puts("requests:");

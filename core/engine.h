@@ -85,7 +85,8 @@ struct volume {
 	struct disk *origin;
 	char *origin_path;
 	uint64_t origin_bytes;
-	uint32_t sector_bytes;
+	uint32_t sector_bytes;        /* direct I/O's unit */
+	uint32_t device_sector_bytes; /* what a device made of it shows */
 	uint32_t block_bytes; /* 0: no store yet */
 	bool origin_barrier_failed; /* rule 9: a failed barrier is not retried as if it could succeed */
 	struct export origin_export;

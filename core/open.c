@@ -83,6 +83,7 @@ static int open_origin(struct opening *opening, const char *path)
 	}
 	volume->origin_bytes = info.size_bytes;
 	volume->sector_bytes = info.sector_bytes;
+	volume->device_sector_bytes = info.is_device ? info.sector_bytes : 512;
 	return 0;
 }
 
@@ -639,6 +640,7 @@ static void open_exports(struct volume *volume)
 		.name = "origin",
 		.size_bytes = volume->origin_bytes,
 		.block_bytes = volume->block_bytes != 0 ? volume->block_bytes : BLOCK_BYTES_MIN,
+		.sector_bytes = volume->device_sector_bytes,
 		.can_discard = true,
 		.can_punch = volume->discard_copy,
 		.created_ns = disk_host_wall_ns(volume->host),

@@ -163,6 +163,7 @@ int snapshot_create(struct volume *volume, struct store *store, struct snapshot 
 		.ops = &snapshot_export_ops,
 		.size_bytes = volume->origin_bytes,
 		.block_bytes = superblock->geometry.block_bytes,
+		.sector_bytes = volume->device_sector_bytes,
 		.read_only = true,
 		.created_ns = superblock->created_ns,
 		.gone = true, /* until it is added */
@@ -291,6 +292,12 @@ void volume_tick(struct volume *volume)
 	broken_tick(volume);
 	settle_when_idle(volume);
 	volume_turn(volume);
+}
+
+void volume_touch_buffers(struct volume *volume)
+{
+	arena_touch(volume->copy_arena);
+	arena_touch(volume->bounce_arena);
 }
 
 /* ---- reports ---- */

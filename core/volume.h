@@ -40,6 +40,8 @@ __attribute__((warn_unused_result)) int volume_open(struct disk_host *host, stru
 						    const char *origin_path, const char *const *store_paths,
 						    size_t store_count, const struct volume_options *options,
 						    struct volume **volume, struct complaint *complaint);
+/* Makes the engine's buffers ready for use without waiting for memory. After volume_open(), before the first request. */
+void volume_touch_buffers(struct volume *volume);
 void volume_turn(struct volume *volume);
 void volume_tick(struct volume *volume);
 

@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #define WORD_BITS ((size_t)64)
@@ -124,6 +125,12 @@ void arena_destroy(struct arena *arena)
 	assert(arena->pages_used == 0 && list_is_empty(&arena->waiters));
 	(void)munmap(arena->memory, arena->page_count * ARENA_PAGE_BYTES);
 	free(arena);
+}
+
+void arena_touch(struct arena *arena)
+{
+	assert(arena->pages_used == 0);
+	memset(arena->memory, 0, arena->page_count * ARENA_PAGE_BYTES);
 }
 
 size_t arena_bytes(const struct arena *arena)

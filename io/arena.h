@@ -29,6 +29,7 @@ struct arena_waiter {
 /* `bytes` is rounded up to pages. The memory is reserved now and touched when used. Returns 0 or -ENOMEM. */
 __attribute__((warn_unused_result)) int arena_create(size_t bytes, struct arena **arena);
 void arena_destroy(struct arena *arena); /* every buffer must be back */
+void arena_touch(struct arena *arena);   /* all of it, now: no later use waits for memory. No buffer may be out */
 
 size_t arena_bytes(const struct arena *arena);
 size_t arena_bytes_used(const struct arena *arena);

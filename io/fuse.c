@@ -387,3 +387,11 @@ const char *fuse_directory(const struct transport *transport)
 {
 	return fusefs_of_const(transport)->directory;
 }
+
+int fuse_file_path(const struct transport *transport, const struct export *export, char *path, size_t bytes)
+{
+	int length = snprintf(path, bytes, "%s/%s%s", fuse_directory(transport), export->read_only ? "snapshots/" : "",
+			      export->name);
+
+	return length >= 0 && (size_t)length < bytes ? 0 : -ENAMETOOLONG;
+}

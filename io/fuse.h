@@ -36,5 +36,8 @@ __attribute__((warn_unused_result)) int fuse_start(struct loop *loop, struct exp
 void fuse_get_counters(const struct transport *transport, struct fuse_counters *counters);
 /* The folder's absolute path. */
 const char *fuse_directory(const struct transport *transport);
+/* The path of an export's file. Returns 0 or -ENAMETOOLONG. */
+__attribute__((warn_unused_result)) int fuse_file_path(const struct transport *transport, const struct export *export,
+						       char *path, size_t bytes);
 
 #endif

@@ -540,17 +540,23 @@ static void find_lock(const struct stat *status, struct lock_owner *owner)
 	(void)search_lines("/proc/locks", match_lock, owner); /* where it can't be read, it can't be told */
 }
 
-static void describe_lock(const struct lock_owner *owner, char text[static PROBE_TEXT_BYTES])
+static void describe_process(long pid, const char *doing, char text[static PROBE_TEXT_BYTES])
 {
 	char path[SYSFS_PATH_BYTES], name[VALUE_BYTES];
 
-	(void)snprintf(path, sizeof(path), "/proc/%ld/comm", owner->pid);
+	(void)snprintf(path, sizeof(path), "/proc/%ld/comm", pid);
+	if (read_line(path, name))
+		text_add(text, "%s process %ld (%s)", doing, pid, name);
+	else
+		text_add(text, "%s process %ld", doing, pid);
+}
+
+static void describe_lock(const struct lock_owner *owner, char text[static PROBE_TEXT_BYTES])
+{
 	if (owner->pid <= 0)
 		text_add(text, "locked by another program");
-	else if (read_line(path, name))
-		text_add(text, "locked by process %ld (%s)", owner->pid, name);
 	else
-		text_add(text, "locked by process %ld", owner->pid);
+		describe_process(owner->pid, "locked by", text);
 }
 
 /* Whether the kernel would let us have the device for ourselves: 0 or 1, or a negative errno. */
@@ -624,4 +630,184 @@ int probe_busy(const char *path, char text[static PROBE_TEXT_BYTES])
 	if (result == 0)
 		result = find_device_claim(path, &subject, text);
 	return result;
+}
+
+struct opener_search {
+	const char *path;
+	char *text; /* PROBE_TEXT_BYTES */
+};
+
+/*
+ * "/proc/4711/fd/3": whether that is our path, in another process than this. By its text: to look at the file itself might
+ * mean to wait for whoever serves it.
+ */
+static bool match_descriptor(const char *path, void *context)
+{
+	const struct opener_search *search = context;
+	char target[SYSFS_PATH_BYTES];
+	long pid = strtol(path + strlen("/proc/"), NULL, 10);
+	ssize_t length = readlink(path, target, sizeof(target) - 1);
+
+	if (pid == getpid() || length < 0)
+		return false;
+	target[length] = '\0';
+	if (strcmp(target, search->path) != 0)
+		return false;
+	describe_process(pid, "open in", search->text);
+	return true;
+}
+
+int probe_opener(const char *path, char text[static PROBE_TEXT_BYTES])
+{
+	struct opener_search search = { .path = path, .text = text };
+
+	text[0] = '\0';
+	return search_paths("/proc/[0-9]*/fd/*", match_descriptor, &search);
+}
+
+/* ---- What it lies on. ---- */
+
+#define LAYERS_MAX 64u
+
+struct layers {
+	const char *const *names;
+	size_t name_count;
+	const char *found;
+	dev_t devices[LAYERS_MAX]; /* to be looked at, and looked at */
+	size_t count;
+};
+
+static void layer_add(struct layers *layers, dev_t device)
+{
+	for (size_t i = 0; i < layers->count; i++)
+		if (layers->devices[i] == device)
+			return;
+	if (layers->count < LAYERS_MAX)
+		layers->devices[layers->count++] = device;
+}
+
+static bool layer_add_by_file(struct layers *layers, const char *path)
+{
+	char line[VALUE_BYTES];
+	dev_t device;
+
+	if (read_line(path, line) && parse_device(line, 10, '\0', &device, NULL))
+		layer_add(layers, device);
+	return false;
+}
+
+static bool match_slave(const char *path, void *context)
+{
+	return layer_add_by_file(context, path);
+}
+
+/* Where a file system has no device number of its own: the source that its mount names. */
+struct mount_search {
+	uint64_t id;
+	dev_t device;
+};
+
+static bool match_mount_id(char *line, void *context)
+{
+	struct mount_search *search = context;
+	char *separator = strstr(line, " - "), *source, *next = NULL;
+	struct stat status;
+
+	if (strtoull(line, NULL, 10) != search->id || separator == NULL || strtok_r(separator + 3, " ", &next) == NULL)
+		return false;
+	source = strtok_r(NULL, " ", &next);
+	if (source == NULL)
+		return false;
+	unescape(source);
+	if (source[0] != '/' || stat(source, &status) != 0 || !S_ISBLK(status.st_mode))
+		return false;
+	search->device = status.st_rdev;
+	return true;
+}
+
+static bool find_source(const char *path, dev_t *device)
+{
+	struct mount_search search = { 0 };
+	struct statx about;
+
+	if (statx(AT_FDCWD, path, 0, STATX_MNT_ID, &about) != 0)
+		return false;
+	search.id = about.stx_mnt_id;
+	if (search_lines("/proc/self/mountinfo", match_mount_id, &search) != 1)
+		return false;
+	*device = search.device;
+	return true;
+}
+
+/* A file: by its path it may be in one of the folders; else its file system's device is a layer. */
+static void layer_add_file(struct layers *layers, const char *path)
+{
+	struct subject subject = { 0 };
+	struct stat status;
+
+	for (size_t i = 0; i < layers->name_count && layers->found == NULL; i++) {
+		size_t length = strlen(layers->names[i]);
+
+		if (strncmp(path, layers->names[i], length) == 0 && path[length] == '/')
+			layers->found = layers->names[i];
+	}
+	if (layers->found != NULL || stat(path, &status) != 0)
+		return;
+	if (S_ISBLK(status.st_mode))
+		layer_add(layers, status.st_rdev);
+	else if (major(status.st_dev) != 0)
+		layer_add(layers, status.st_dev);
+	else if (find_source(path, &subject.number))
+		layer_add(layers, subject.number);
+}
+
+static void look_below(struct layers *layers, dev_t device)
+{
+	char path[SYSFS_PATH_BYTES], line[PROBE_TEXT_BYTES * 8];
+	FILE *file;
+
+	(void)snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/partition", major(device), minor(device));
+	if (access(path, F_OK) == 0) {
+		(void)snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/../dev", major(device), minor(device));
+		(void)layer_add_by_file(layers, path);
+	}
+	(void)snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/slaves/*/dev", major(device), minor(device));
+	(void)search_paths(path, match_slave, layers);
+	(void)snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/loop/backing_file", major(device), minor(device));
+	file = fopen(path, "re");
+	if (file == NULL)
+		return;
+	if (fgets(line, (int)sizeof(line), file) != NULL) {
+		line[strcspn(line, "\n")] = '\0';
+		layer_add_file(layers, line);
+	}
+	(void)fclose(file);
+}
+
+static void match_layer(struct layers *layers, dev_t device)
+{
+	struct stat status;
+
+	for (size_t i = 0; i < layers->name_count && layers->found == NULL; i++)
+		if (stat(layers->names[i], &status) == 0 && S_ISBLK(status.st_mode) && status.st_rdev == device)
+			layers->found = layers->names[i];
+}
+
+int probe_lies_on(const char *path, const char *const *names, size_t count, const char **found)
+{
+	struct layers layers = { .names = names, .name_count = count };
+	auto_free char *folder = strdup(path);
+
+	if (folder == NULL)
+		return -ENOMEM;
+	if (access(path, F_OK) != 0 && strrchr(folder, '/') != NULL)
+		strrchr(folder, '/')[1] = '\0';
+	layer_add_file(&layers, folder);
+	for (size_t i = 0; i < layers.count && layers.found == NULL; i++) {
+		match_layer(&layers, layers.devices[i]);
+		if (layers.found == NULL)
+			look_below(&layers, layers.devices[i]);
+	}
+	*found = layers.found;
+	return layers.found != NULL;
 }

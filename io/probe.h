@@ -30,4 +30,18 @@ __attribute__((warn_unused_result)) int probe_wipe(const char *path);
  */
 __attribute__((warn_unused_result)) int probe_busy(const char *path, char text[static PROBE_TEXT_BYTES]);
 
+/*
+ * Whether another process has the file or device open under this path, as far as we may look. Returns 1 and names one in `text`: "open in
+ * process 4711 (dd)"; 0; or a negative errno. For a message: others may be missed in no time.
+ */
+__attribute__((warn_unused_result)) int probe_opener(const char *path, char text[static PROBE_TEXT_BYTES]);
+
+/*
+ * Whether what is at `path` (or, where nothing is yet, its folder) lies on one of `names` in the end: block devices, or
+ * folders with a FUSE mount ("/mnt" stands for all below it). Through file systems, partitions, device-mapper and loop
+ * devices. Returns 1 and which in *found, 0, or a negative errno.
+ */
+__attribute__((warn_unused_result)) int probe_lies_on(const char *path, const char *const *names, size_t count,
+						      const char **found);
+
 #endif

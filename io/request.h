@@ -66,15 +66,19 @@ struct export_ops {
 	void (*released)(struct export *export);
 };
 
+#define EXPORT_DEVICE_BYTES 160u
+
 struct export {
 	const struct export_ops *ops;
 	char name[64];
 	uint64_t size_bytes;
 	uint32_t block_bytes; /* preferred request size */
+	uint32_t sector_bytes; /* what a block device made of it has for sectors; any range is accepted all the same */
 	bool read_only;
 	bool can_discard;
 	bool can_punch;      /* punching a hole, which promises zeroes, may be offered: it is carried out as ZERO */
 	uint64_t created_ns; /* wall clock */
+	char device[EXPORT_DEVICE_BYTES]; /* the block device it can be reached by, of a transport's making; empty: none */
 	bool gone;           /* taken out of the table: requests get -ESHUTDOWN */
 	unsigned references;
 	struct list link;
