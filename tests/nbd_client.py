@@ -111,10 +111,15 @@ class Client:
         self.send(struct.pack(">IHHQQI", magic, flags, command, self.cookie, offset, length or len(data)) + data)
         return self.cookie
 
-    def simple(self, length=0):
-        """(cookie, error, data); the data comes only without an error."""
+    def simple_head(self):
+        """(cookie, error) of a simple reply; a read's data follow when the error is 0."""
         magic, error, cookie = struct.unpack(">IIQ", self.recv(16))
         assert magic == 0x67446698, hex(magic)
+        return cookie, error
+
+    def simple(self, length=0):
+        """(cookie, error, data); the data comes only without an error."""
+        cookie, error = self.simple_head()
         return cookie, error, self.recv(length) if error == 0 else b""
 
     def chunk(self):
