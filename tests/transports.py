@@ -377,9 +377,6 @@ class Loop(Fuse):
             self.attached[export_name] = device, os.open(device, os.O_RDONLY)
         finally:
             detach_loop(device)
-        if not self.discard_copy:
-            with open(f"/sys/block/{os.path.basename(device)}/queue/discard_max_bytes", "w", encoding="ascii") as file:
-                file.write("0")
 
     def wait_gone(self, export_name):
         super().wait_gone(export_name)
