@@ -24,6 +24,7 @@ from transports import SLOW, TRANSPORTS
 
 SECTOR, BLOCK, MIB = 512, 4096, 1 << 20
 SIZE = 4 * MIB + 3 * SECTOR
+DEPTH = 64
 CASE_SECONDS = 60 * SLOW
 
 
@@ -255,6 +256,15 @@ def case_restart(volume):
 # ---- discards and zeroes
 
 
+def expect_either(found, old, offset):
+    """Every byte of `found` is the old one, or zero."""
+    for at in range(0, len(found), SECTOR):
+        part, before = found[at:at + SECTOR], old[at:at + SECTOR]
+        if part != before and any(part):
+            expect(all(now in (0, then) for now, then in zip(part, before)),
+                   f"after a discard sector {(offset + at) // SECTOR} holds neither old nor zeroes")
+
+
 def discard_some(volume):
     """Discards here and there. What was discarded may read as zeroes; for some transports it must."""
     device = volume.device()
@@ -264,9 +274,7 @@ def discard_some(volume):
         length = min(length, SIZE - offset)
         device.discard(offset, length)
         found = device.read(offset, length)
-        for at in range(0, length, unit):
-            part, old = found[at:at + unit], volume.model[offset + at:offset + at + unit]
-            expect(part == old or part == bytes(len(part)), f"after a discard {offset + at} holds neither old nor zeroes")
+        expect_either(found, volume.model[offset:offset + length], offset)
         if device.discard_zeroes and unit == 1:
             expect(found == bytes(length), f"a discard that promises zeroes left something at {offset}")
         volume.model[offset:offset + length] = found
@@ -444,8 +452,8 @@ def case_deep(volume):
     """a client 64 requests of 1 MiB deep, beside one that asks for single blocks"""
     device = volume.device()
     volume.snapshot("s1")
-    chance = random.Random(9)
-    pieces = {number * MIB + 3 * SECTOR: chance.randbytes(MIB) for number in range(volume.depth)}
+    noise = random.Random(9).randbytes(MIB + DEPTH)
+    pieces = {number * MIB + 3 * SECTOR: noise[number:number + MIB] for number in range(DEPTH)}
     small = volume.transport.open("origin")
 
     def one(offset):
@@ -467,8 +475,7 @@ def case_deep(volume):
         volume.model[offset:offset + MIB] = data
 
 
-case_deep.size = 64 * MIB + 3 * SECTOR
-case_deep.depth = 63
+case_deep.size = DEPTH * MIB + 7 * SECTOR
 
 
 # ---- under load: snapshots, ends
@@ -566,6 +573,37 @@ def case_snapshots_under_load(volume):
         writer.apply(volume.model, writer.answered)
 
 
+def case_read_while_overwritten(volume):
+    """a snapshot's blocks read right while they are overwritten for the first time"""
+    written = [0]
+
+    def writer(blocks, data):
+        device = volume.device()
+        for block in blocks:
+            part = data[block * BLOCK:(block + 1) * BLOCK]
+            device.write(block * BLOCK, part)
+            volume.model[block * BLOCK:block * BLOCK + len(part)] = part
+            written[0] += 1
+
+    def reader(device, content, blocks, crew):
+        """Reads what is next to be written."""
+        while not crew.over.is_set():
+            first = max(0, blocks[min(written[0] + 2, len(blocks) - 1)] - 15) * BLOCK
+            expect_same(device.read(first, 16 * BLOCK), content[first:first + 16 * BLOCK], f"a snapshot at {first}")
+
+    for turn in range(2):
+        volume.snapshot(f"s{turn}")
+        blocks = list(range(turn, SIZE // BLOCK, 2))
+        random.Random(turn).shuffle(blocks)
+        written[0] = 0
+        with Crew() as crew:
+            for _ in range(2):
+                crew.go(reader, volume.device(f"s{turn}"), volume.snapshots[f"s{turn}"], blocks, crew)
+            for thread in [crew.go(writer, blocks[n::2], random.Random(turn).randbytes(SIZE)) for n in range(2)]:
+                thread.join()
+    volume.verify()
+
+
 def settle(volume, writers):
     """After an end: what was answered is there, and what was under way is there, or not, sector by sector."""
     with open(volume.origin, "rb") as file:
@@ -621,15 +659,15 @@ def case_stopped_under_load(volume):
 
 
 def hammer(volume, writer, ready):
-    """A client in a process of its own, ten requests deep, until it is killed."""
+    """A client in a process of its own, five requests deep, until it is killed."""
     device = volume.transport.open("origin")
 
     def read_on():
         while True:
-            device.read(0, MIB)
+            device.read(0, MIB // 4)
 
     with Crew() as crew:
-        for _ in range(9):
+        for _ in range(4):
             crew.go(read_on)
         while True:
             writer.write(device)
@@ -752,7 +790,6 @@ def out_of_time(*_):
 def run_case(transport, case):
     """None, or what went wrong."""
     volume = Volume(transport, random_image(getattr(case, "size", SIZE)), *getattr(case, "options", ()))
-    volume.depth = getattr(case, "depth", 0)
     signal.setitimer(signal.ITIMER_REAL, CASE_SECONDS)
     try:
         volume.start()

@@ -40,9 +40,10 @@ def expect_same(found, wanted, what):
 
 
 def random_image(size, seed=1):
-    """Random, with runs of zeroes here and there."""
+    """Random, with runs of zeroes here and there. What is large repeats itself, not on any boundary."""
     chance = random.Random(seed)
-    image = bytearray(chance.randbytes(size))
+    noise = chance.randbytes(min(size, (6 << 20) + 12345))
+    image = bytearray((noise * (size // len(noise) + 1))[:size])
     for block in range(0, size - 65536, 65536):
         if chance.random() < 0.25:
             start = block + chance.randrange(8) * 4096
