@@ -6,7 +6,6 @@ Every test gets a server of its own (tests/unit/fuse-memory-server.c). Whatever 
 have every buffer back, unmount, and exit with 0: that is checked after each one. Run by root, all is done once as root
 and once more as nobody, whose mounts fusermount3 makes. Mounts and loop devices are undone in any case.
 """
-import ctypes
 import errno
 import json
 import mmap
@@ -22,14 +21,13 @@ import tempfile
 import threading
 import time
 
+from linux import (KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, attach_loop, detach_loop, fallocate, is_mounted, libc, unmount)
+
 SLOW = int(os.environ.get("ROWSNAP_SLOW", "1"))
 KIB, MIB = 1024, 1024 * 1024
 SIZE = 8 * MIB + 1234  # ends within a block, and within a sector
-PUNCH_HOLE, ZERO_RANGE, KEEP_SIZE = 2, 16, 1
 CREATED_NS = 1700000000123456789
 NOBODY = 65534
-os.environ["PATH"] += ":/usr/sbin:/sbin"
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Skip(Exception):
@@ -133,8 +131,8 @@ class File:
 
     def fallocate(self, mode, offset, length):
         """0 or the error's name."""
-        result = libc.fallocate(self.fd, mode, ctypes.c_long(offset), ctypes.c_long(length))
-        return 0 if result == 0 else errno.errorcode[ctypes.get_errno()].replace("ENOTSUP", "EOPNOTSUPP")
+        name = error_of(fallocate, self.fd, mode, offset, length)
+        return 0 if name is None else name.replace("ENOTSUP", "EOPNOTSUPP")
 
 
 def error_of(function, *arguments, **more):
@@ -143,20 +141,6 @@ def error_of(function, *arguments, **more):
         return function(*arguments, **more)
     except OSError as error:
         return errno.errorcode[error.errno]
-
-
-def is_mounted(directory):
-    with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        return any(line.split()[4] == os.path.realpath(directory) for line in file)
-
-
-def unmount(directory, lazy=False):
-    if os.geteuid() == 0:
-        command = ["umount"] + ["-l"] * lazy
-    else:
-        command = ["fusermount3", "-u"] + ["-z"] * lazy
-    return subprocess.run([*command, os.path.realpath(directory)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                          check=False).returncode == 0
 
 
 def run_tool(*command, **more):
@@ -807,11 +791,10 @@ test_written_by_others.arguments = (8 * MIB, 64, "nbd")
 
 
 def loop_device(path, *options):
-    """A new loop device over the file; detached again when it is closed for the last time or at the end."""
-    code, output = run_tool("losetup", "--find", "--show", *options, path)
-    if code != 0:
-        raise Skip("no loop device can be set up")
-    return output.strip()
+    try:
+        return attach_loop(path, *options)
+    except OSError as error:
+        raise Skip("no loop device can be set up") from error
 
 
 def test_loop_mounts(server):
@@ -821,7 +804,7 @@ def test_loop_mounts(server):
     point = server.folder + "/point"
     os.mkdir(point)
     check("mkfs makes a file system in origin", run_tool("mkfs.ext4", "-q", "-F", server.path("origin"))[0] == 0)
-    device = loop_device(server.path("origin"), "--direct-io=on")
+    device = loop_device(server.path("origin"))
     try:
         check("it is mounted through a loop device with direct I/O", run_tool("mount", device, point)[0] == 0)
         data = random.Random(9).randbytes(5 * MIB)
@@ -834,7 +817,8 @@ def test_loop_mounts(server):
         check("fstrim does no harm", code == 0 and output is not None)
         run_tool("umount", point)
     finally:
-        run_tool("sh", "-c", f"umount {point} 2>/dev/null; losetup --detach {device}")
+        unmount(point)
+        detach_loop(device)
     check("the file system is clean", run_tool("e2fsck", "-f", "-n", server.path("origin"))[0] == 0)
     try:
         check("mount -o loop,ro works", run_tool("mount", "-o", "loop,ro", server.path("origin"), point)[0] == 0)
@@ -845,12 +829,12 @@ def test_loop_mounts(server):
         check("and all files are as they were written", same)
     finally:
         run_tool("umount", point)
-    device = loop_device(server.path("snap"), "--read-only", "--direct-io=on")
+    device = loop_device(server.path("snap"), "--read-only")
     try:
         with open(device, "rb") as file:
             check("a snapshot's loop device reads right", file.read(MIB) == frozen(MIB))
     finally:
-        run_tool("losetup", "--detach", device)
+        detach_loop(device)
 
 
 test_loop_mounts.arguments = (160 * MIB,)

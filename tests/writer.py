@@ -14,52 +14,15 @@ the export to itself, so no two requests in flight overlap; a first few blocks b
 import json
 import random
 import signal
-import socket
-import struct
 import sys
 import threading
 import time
 
+from nbd_client import FLUSH, WRITE, ZEROES, Client
+
 CONNECTIONS = 4
 LENGTH_MAX = 96 << 10
 UNTOUCHED = 64 << 10  # the fingerprint of the origin lies there; and something must stay as it was
-READ, WRITE, FLUSH, ZEROES = 0, 1, 3, 6
-
-
-class Client:
-    """Fixed newstyle, simple replies, one request at a time."""
-
-    def __init__(self, path, export):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(path)
-        assert self.receive(18)[:16] == b"NBDMAGICIHAVEOPT"
-        name = export.encode()
-        option = struct.pack(">I", len(name)) + name + struct.pack(">H", 0)
-        self.sock.sendall(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 7, len(option)) + option)
-        while True:
-            _, _, kind, length = struct.unpack(">QIII", self.receive(20))
-            data = self.receive(length)
-            if kind == 1:
-                return
-            if kind != 3:
-                raise ConnectionError(f"export {export}: {data.decode(errors='replace')}")
-            if struct.unpack(">H", data[:2])[0] == 0:
-                self.size = struct.unpack(">Q", data[2:10])[0]
-
-    def receive(self, count):
-        data = b""
-        while len(data) < count:
-            more = self.sock.recv(count - len(data))
-            if not more:
-                raise ConnectionError("the server closed the connection")
-            data += more
-        return data
-
-    def request(self, kind, offset, length, data=b""):
-        """Returns the error number, and what was read."""
-        self.sock.sendall(struct.pack(">IHHQQI", 0x25609513, 0, kind, 1, offset, length) + data)
-        _, error, _ = struct.unpack(">IIQ", self.receive(16))
-        return error, self.receive(length) if kind == READ and error == 0 else b""
 
 
 class Writer:
@@ -90,7 +53,7 @@ class Writer:
             kind, data = WRITE, chance.randbytes(min(length, 512)) * (length // 512 + 1)
         data = data[:length]
         self.pending[number] = [offset, length]
-        error, _ = client.request(kind, offset, length, data)
+        error = client.do(kind, offset, length, data)
         if error:
             self.failures.append(f"request {kind} at {offset}, {length} bytes: error {error}")
             self.stop = True
@@ -105,7 +68,7 @@ class Writer:
         first = UNTOUCHED + number * share
         chance = random.Random(self.seed * 1000 + number)
         try:
-            client = Client(self.path, self.export)
+            client = Client(self.path).begin(self.export)
             while not self.stop:
                 with self.lock:
                     if self.left == 0:
@@ -152,11 +115,11 @@ def check(path, model_path):
 
 def read(path, export):
     """Lines: "reads", then "error N" when reads fail, then "closed" when the server closes."""
-    client, told = Client(path, export), None
+    client, told = Client(path).begin(export), None
     try:
         while True:
-            error, _ = client.request(READ, 0, 4096)
-            now = f"error {error}" if error else "reads"
+            answer = client.read(0, 4096)
+            now = f"error {answer}" if isinstance(answer, int) else "reads"
             if now != told:
                 print(now, flush=True)
                 told = now
