@@ -457,6 +457,47 @@ static int find_partition_use(const struct subject *whole, char text[static PROB
 	return result;
 }
 
+/* Which file system a path lies on, by the names of the mounts alone. */
+struct mount_of_path {
+	const char *path;
+	size_t length; /* of the mount point found so far */
+	dev_t device;
+	bool is_fuse;
+};
+
+static bool match_mount_of_path(char *line, void *context)
+{
+	struct mount_of_path *mount = context;
+	char *fields[5], *next = NULL, *separator = strstr(line, " - ");
+	size_t length;
+
+	if (!separator)
+		return false;
+	for (unsigned i = 0; i < 5; i++) {
+		fields[i] = strtok_r(i == 0 ? line : NULL, " ", &next);
+		if (!fields[i])
+			return false;
+	}
+	unescape(fields[4]);
+	length = strcmp(fields[4], "/") == 0 ? 0 : strlen(fields[4]);
+	if (length < mount->length || strncmp(mount->path, fields[4], length) != 0 || mount->path[length] != '/')
+		return false;
+	mount->length = length;
+	mount->is_fuse = strncmp(separator + 3, "fuse", 4) == 0;
+	if (!parse_device(fields[2], 10, '\0', &mount->device, NULL))
+		mount->device = 0;
+	return false; /* a longer one may follow */
+}
+
+/* Looking at a file that another program serves may mean to wait for ever; it is the subject only on the same mount. */
+static bool is_served_elsewhere(const struct subject *subject, const char *path)
+{
+	struct mount_of_path mount = { .path = path };
+
+	(void)search_lines("/proc/self/mountinfo", match_mount_of_path, &mount);
+	return mount.is_fuse && mount.device != subject->status.st_dev;
+}
+
 /* The path of the file behind a loop device. " (deleted)" may be part of it; it tells nothing of what is there now. */
 static bool match_backing(char *line, void *context)
 {
@@ -464,6 +505,8 @@ static bool match_backing(char *line, void *context)
 	const struct search *search = context;
 	const size_t length = strlen(line), suffix_length = sizeof(suffix) - 1;
 
+	if (is_served_elsewhere(search->subject, line))
+		return false;
 	if (is_subject_path(search->subject, line))
 		return true;
 	if (length <= suffix_length || strcmp(line + length - suffix_length, suffix) != 0)

@@ -331,3 +331,14 @@ no_keeper() {
 	[[ $output == *'rowsnap serve: --loop: origin: no loop device is free: '* ]]
 	[[ ! -e $ROWSNAP_RUNDIR/demo.fuse && ! -e $ROWSNAP_RUNDIR/demo.sock ]]
 }
+
+@test "a server that hangs does not hang another one: its devices' files are not looked at" {
+	make_image origin.img 1M
+	make_image other.img 1M
+	serve_devices
+	kill -STOP "$server_pid"
+	timeout $((10 * ROWSNAP_SLOW)) "$ROWSNAP" serve other.img --volume=other --run='echo ran' >out 2>err || true
+	kill -CONT "$server_pid"
+	grep -qx ran out
+	server_stop demo
+}
