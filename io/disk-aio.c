@@ -850,7 +850,7 @@ static int open_buffered(const char *path, unsigned flags, struct stat *status)
 			return -errno;
 		if (!is_openable(status->st_mode))
 			return -ENOTBLK;
-		if (S_ISBLK(status->st_mode) && (flags & DISK_OPEN_LOCK))
+		if (S_ISBLK(status->st_mode) && (flags & DISK_OPEN_LOCK) && !(flags & DISK_OPEN_SHARED))
 			more = O_EXCL; /* without O_CREAT: the claim that mounting takes, too */
 	}
 	fd = open(path, access | more | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0600);

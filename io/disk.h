@@ -82,6 +82,7 @@ struct disk_info {
 #define DISK_OPEN_READ_ONLY 1u
 #define DISK_OPEN_CREATE 2u /* a new file, mode 0600; -EEXIST if it is there */
 #define DISK_OPEN_LOCK 4u   /* exclusive for rowsnap: -EBUSY when another process has it, or the device is in use */
+#define DISK_OPEN_SHARED 8u /* with LOCK and READ_ONLY: a device that is mounted is opened all the same */
 
 /* At most `in_flight_max` requests are given to the kernel at once; more are queued inside. */
 __attribute__((warn_unused_result)) int disk_host_create(unsigned in_flight_max, struct disk_host **host);

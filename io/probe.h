@@ -30,4 +30,9 @@ __attribute__((warn_unused_result)) int probe_wipe(const char *path);
  */
 __attribute__((warn_unused_result)) int probe_busy(const char *path, char text[static PROBE_TEXT_BYTES]);
 
+/*
+ * The same for uses that may write: readers' locks, read-only mounts and read-only loop devices do not count.
+ */
+__attribute__((warn_unused_result)) int probe_written(const char *path, char text[static PROBE_TEXT_BYTES]);
+
 #endif
