@@ -234,8 +234,8 @@ static void print_area(const struct survey_area *area, uint64_t offset)
 {
 	const struct survey_counts *counts = &area->counts;
 
-	(void)printf("  area %" PRIu32 " offset %" PRIu64 " data %" PRIu64 " zero runs %" PRIu64 " lost %" PRIu64 " void %" PRIu64
-		     " fingerprints %" PRIu64 " missing %" PRIu64 " writes",
+	(void)printf("  area %" PRIu32 " offset %" PRIu64 " data %" PRIu64 " zero runs %" PRIu64 " lost %" PRIu64
+		     " void %" PRIu64 " fingerprints %" PRIu64 " missing %" PRIu64 " writes",
 		     area->area, offset, counts->data, counts->zero_runs, counts->lost, counts->voids,
 		     counts->fingerprints, counts->missing);
 	for (unsigned c = 0; c < 2; c++) {

@@ -37,7 +37,7 @@ static void note_signal(int number)
 	cancelled = 1;
 }
 
-/* Standard output is nothing to be tidied up, and writing there may wait for ever: then signals do what they always do. */
+/* Not with standard output: there is nothing to tidy up, and writing there may wait for ever. */
 static void watch_signals(void)
 {
 	struct sigaction action = { .sa_handler = note_signal };

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What lies in a store, entry by entry, from its metadata as it is on disk. For a store that was recovered; reads only. */
+/* What lies in a store that was recovered, entry by entry, from its metadata as it is on disk. Reads only. */
 #ifndef CORE_SURVEY_H
 #define CORE_SURVEY_H
 

@@ -22,8 +22,9 @@ serve_chain() {
 	done
 }
 
-# expect_right_diffs BLOCK POINT...: of each pair of points, in both directions. --exact gives the blocks that differ in the
-# images, no other; without it there may be more, but none is left out. POINT.expected is its image, and origin.img origin's.
+# expect_right_diffs BLOCK POINT...: of each pair of points, in both directions. --exact gives the blocks that differ
+# in the images, no other; without it there may be more, but none is left out. POINT.expected is its image, and
+# origin.img origin's.
 expect_right_diffs() {
 	python3 - "$ROWSNAP" "$@" <<-'END'
 		import json, subprocess, sys
@@ -48,7 +49,8 @@ expect_right_diffs() {
 		for first in points:
 		    for second in points:
 		        a, b = images[first], images[second]
-		        differing = {n for n in range(-(-len(a) // block)) if a[n * block:(n + 1) * block] != b[n * block:(n + 1) * block]}
+		        pieces = [slice(n * block, (n + 1) * block) for n in range(-(-len(a) // block))]
+		        differing = {n for n, piece in enumerate(pieces) if a[piece] != b[piece]}
 		        may = diff(first, second)
 		        assert diff(first, second, "--exact") == differing, (first, second)
 		        assert may >= differing and (may == set()) == (first == second), (first, second)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bats
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# replay writes what a server would have shown of the snapshot, also where the last server was killed, and changes nothing.
+# replay writes what a server would have shown of the snapshot, also where the last server was killed, and changes
+# nothing.
 
 # shellcheck source=tests/helpers.bash
 source "$BATS_TEST_DIRNAME/helpers.bash"
@@ -21,7 +22,8 @@ serve_chain() {
 	done
 }
 
-# expect_replays NAME...: each is NAME.expected, in a file and on standard output, and origin and stores stay as they are.
+# expect_replays NAME...: each is NAME.expected, in a file and on standard output, and origin and stores stay as they
+# are.
 expect_replays() {
 	local name
 
