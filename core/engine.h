@@ -3,7 +3,9 @@
  * The engine's insides, shared by the files of core/ and by nobody else.
  *
  *   volume.c       the structure of a volume, its turn and tick, reports
- *   open.c         start-up: chain, recovery, fingerprint
+ *   opening.c      from paths to a verified chain: stores, order, recovery, fingerprint
+ *   open.c         start-up: opening, mending, the run's begin
+ *   offline.c      a chain opened for the offline tools
  *   write.c        writes, zeroes, discards and flushes of the origin
  *   copy.c         copy-before-write: preserving blocks in the newest snapshot
  *   broken.c       what happens when the newest store can take no more
@@ -170,6 +172,9 @@ struct volume {
 
 /* ---- volume.c ---- */
 
+/* A volume without origin and chain yet. -ENOMEM leaves in *volume what volume_close() must free, or NULL. */
+__attribute__((warn_unused_result)) int volume_create(struct disk_host *host, struct export_table *exports,
+						      const struct volume_options *options, struct volume **volume);
 /* The snapshot that takes exceptions: the newest, or the one below it while the newest is folded into it. NULL: none. */
 struct snapshot *volume_active(const struct volume *volume);
 /* Its log, if blocks are to be preserved at all: NULL without snapshots, or when it is broken. */
@@ -197,6 +202,7 @@ struct placement {
 	uint64_t count;
 };
 struct placement chain_find(const struct volume *volume, size_t index, block_t block, uint64_t limit);
+extern const struct export_ops origin_export_ops;
 
 /* ---- write.c ---- */
 void write_submit(struct volume *volume, struct request *request);
@@ -217,6 +223,7 @@ int copy_pool_create(struct volume *volume);
  */
 int copy_preserve(struct volume *volume, struct request *request, block_t first, uint64_t count);
 void copy_turn(struct volume *volume);
+bool is_zero(const uint8_t *data, size_t bytes); /* above 0 bytes */
 bool copy_is_idle(const struct volume *volume);
 /* How many blocks from `block` on (at most limit) are preserved, and if none, how many are not. */
 uint64_t preserved_run(const struct volume *volume, block_t block, uint64_t limit, bool *preserved);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * A slot read: data first, then its verification against the area's metadata block, which is, in this order, in the log's
- * memory (the open area), in the cache, or on disk (copy 0, then copy 1 if the entries wanted do not hold in the first).
+ * memory (the open area), in the cache, or on disk (copy 0, then copy 1 if the entries wanted do not hold in the first; of
+ * a torn write some may hold in the one and some in the other only).
  */
 #include "core/slots.h"
 
@@ -103,7 +104,7 @@ static void cache_insert(struct slot_cache *cache, const struct store *store, ui
 
 int slot_read_init(struct slot_read *read)
 {
-	read->meta = aligned_alloc(AREA_META_BYTES, AREA_META_BYTES);
+	read->meta = aligned_alloc(AREA_META_BYTES, (size_t)2 * AREA_META_BYTES);
 	return read->meta == NULL ? -ENOMEM : 0;
 }
 
@@ -118,19 +119,28 @@ static void read_end(struct slot_read *read, int error)
 	read->done(read, error);
 }
 
-/* Whether every slot's entry holds in `meta` and names the block expected; then *bad is the first with wrong data, or count. */
-static bool verify(const struct slot_read *read, const uint8_t *meta, uint32_t *bad)
+/* Whether the entry of the slot at `at` of those read holds in `meta`, and names the block expected. */
+static bool find_entry(const struct slot_read *read, const uint8_t *meta, uint32_t at, struct entry *entry)
 {
 	const struct superblock *superblock = &read->store->superblock;
 	uint32_t area = geometry_slot_area(&superblock->geometry, read->slot);
-	uint32_t index = geometry_slot_in_area(&superblock->geometry, read->slot);
-	uint32_t block_bytes = superblock->geometry.block_bytes;
+	uint32_t index = geometry_slot_in_area(&superblock->geometry, read->slot) + at;
+
+	return entry_decode(meta, read->store->seed, area, index, superblock_block_count(superblock), entry) == 0 &&
+	       entry->type == ENTRY_DATA && entry->block == read->block + at;
+}
+
+/*
+ * Whether every slot's entry is in `meta`, or in `other` (may be NULL); then *bad is the first with wrong data, or count.
+ */
+static bool verify(const struct slot_read *read, const uint8_t *meta, const uint8_t *other, uint32_t *bad)
+{
+	uint32_t block_bytes = read->store->superblock.geometry.block_bytes;
 	struct entry entry;
 
 	*bad = read->count;
 	for (uint32_t i = 0; i < read->count; i++) {
-		if (entry_decode(meta, read->store->seed, area, index + i, superblock_block_count(superblock), &entry) != 0 ||
-		    entry.type != ENTRY_DATA || entry.block != read->block + i)
+		if (!find_entry(read, meta, i, &entry) && (other == NULL || !find_entry(read, other, i, &entry)))
 			return false;
 		if (*bad == read->count && data_checksum(read->store->seed, read->buffer + (size_t)i * block_bytes,
 							 block_bytes) != entry.data_checksum)
@@ -168,7 +178,8 @@ static void meta_read(struct slot_read *read)
 		.op = DISK_READ,
 		.offset = geometry_meta_offset(geometry, geometry_slot_area(geometry, read->slot), read->meta_copy),
 		.length = AREA_META_BYTES,
-		.single = { .iov_base = read->meta, .iov_len = AREA_META_BYTES },
+		.single = { .iov_base = read->meta + (size_t)read->meta_copy * AREA_META_BYTES,
+			    .iov_len = AREA_META_BYTES },
 		.done = meta_read_done,
 		.context = read,
 	};
@@ -179,16 +190,23 @@ static void meta_read_done(struct disk_io *io, int error)
 {
 	struct slot_read *read = io->context;
 	uint32_t area = geometry_slot_area(&read->store->superblock.geometry, read->slot);
+	const uint8_t *meta = read->meta + (size_t)read->meta_copy * AREA_META_BYTES;
 	uint32_t bad;
 
-	if (error == 0 && verify(read, read->meta, &bad)) {
-		cache_insert(read->cache, read->store, area, read->meta);
+	if (error == 0 && verify(read, meta, NULL, &bad)) {
+		cache_insert(read->cache, read->store, area, meta);
 		finish_verified(read, bad);
 		return;
 	}
 	if (read->meta_copy == 0) {
+		if (error != 0)
+			memset(read->meta, 0, AREA_META_BYTES); /* a copy that cannot be read has no entries */
 		read->meta_copy = 1;
 		meta_read(read);
+		return;
+	}
+	if (error == 0 && verify(read, meta, read->meta, &bad)) {
+		finish_verified(read, bad);
 		return;
 	}
 	report_bad(read, 0, "its entry cannot be read in either place");
@@ -212,7 +230,7 @@ static void data_read_done(struct disk_io *io, int error)
 		meta = log_find_meta(read->store->log, area);
 	if (meta == NULL)
 		meta = cache_find(read->cache, read->store, area);
-	if (meta != NULL && verify(read, meta, &bad)) {
+	if (meta != NULL && verify(read, meta, NULL, &bad)) {
 		finish_verified(read, bad);
 		return;
 	}

@@ -33,7 +33,7 @@ struct slot_read {
 	uint64_t *checksum_errors;
 
 	/* private */
-	uint8_t *meta; /* AREA_META_BYTES: set up once by slot_read_init() */
+	uint8_t *meta; /* both copies of an area's metadata: set up once by slot_read_init() */
 	unsigned meta_copy;
 	struct disk_io io;
 };

@@ -228,6 +228,81 @@ void request_end(struct volume *volume, struct request *request, int error)
 	request->complete(request, error);
 }
 
+/* ---- its beginning and its end ---- */
+
+int volume_create(struct disk_host *host, struct export_table *exports, const struct volume_options *options,
+		  struct volume **out)
+{
+	struct volume *volume = calloc(1, sizeof(*volume));
+	int error;
+
+	if (volume == NULL)
+		return -ENOMEM;
+	*out = volume;
+	volume->host = host;
+	volume->exports = exports;
+	volume->on_full = options->on_full;
+	volume->discard_copy = options->discard_copy;
+	volume->log_ops = (struct log_ops){ broken_log_stuck, volume, &volume->log_counters };
+	(void)snprintf(volume->name, sizeof(volume->name), "%s", options->name);
+	struct list *lists[] = { &volume->requests,	    &volume->writing,	     &volume->overlapping,
+				 &volume->held,		    &volume->bounce_waiters, &volume->copies,
+				 &volume->copies_free,	    &volume->copies_unlogged, &volume->copy_starved,
+				 &volume->segments_free,    &volume->segment_starved, &volume->fingerprint_waiters,
+				 &volume->operations };
+	for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
+		list_init(lists[i]);
+	volume->fingerprint_image = aligned_alloc(ARENA_PAGE_BYTES, 2 * ARENA_PAGE_BYTES);
+	volume->fingerprint_next = aligned_alloc(ARENA_PAGE_BYTES, 2 * ARENA_PAGE_BYTES);
+	volume->fingerprint_block = aligned_alloc(ARENA_PAGE_BYTES, BLOCK_BYTES_MAX);
+	if (volume->fingerprint_image == NULL || volume->fingerprint_next == NULL || volume->fingerprint_block == NULL)
+		return -ENOMEM;
+	error = arena_create(BOUNCE_ARENA_BYTES, &volume->bounce_arena);
+	if (error == 0)
+		error = slot_cache_create(&volume->slot_cache);
+	if (error == 0)
+		error = copy_pool_create(volume);
+	return error == 0 ? segment_pool_create(volume) : error;
+}
+
+static void close_chain(struct volume *volume)
+{
+	while (volume->chain_count > 0) {
+		struct snapshot *snapshot = volume->chain[--volume->chain_count];
+
+		if (!snapshot->export.gone)
+			export_remove(volume->exports, &snapshot->export);
+		snapshot_destroy(snapshot);
+	}
+}
+
+void volume_close(struct volume *volume)
+{
+	if (volume == NULL)
+		return;
+	fold_free(volume);
+	if (volume->origin_export.ops != NULL && !volume->origin_export.gone)
+		export_remove(volume->exports, &volume->origin_export);
+	close_chain(volume);
+	for (unsigned i = 0; volume->segment_pool != NULL && i < SEGMENTS_MAX; i++)
+		slot_read_fini(&volume->segment_pool[i].slots);
+	free(volume->segment_pool);
+	free(volume->copy_pool);
+	free(volume->items);
+	slot_cache_destroy(volume->slot_cache);
+	if (volume->copy_arena != NULL)
+		arena_destroy(volume->copy_arena);
+	if (volume->bounce_arena != NULL)
+		arena_destroy(volume->bounce_arena);
+	free(volume->fingerprint_image);
+	free(volume->fingerprint_next);
+	free(volume->fingerprint_block);
+	disk_close(volume->origin);
+	record_destroy(volume->record);
+	free(volume->origin_path);
+	free(volume);
+}
+
 /* ---- the turn and the tick ---- */
 
 /* Whether chain[index] is to take exceptions: as the active one, or in a fold. */

@@ -850,7 +850,7 @@ static int open_buffered(const char *path, unsigned flags, struct stat *status)
 			return -errno;
 		if (!is_openable(status->st_mode))
 			return -ENOTBLK;
-		if (S_ISBLK(status->st_mode) && (flags & DISK_OPEN_LOCK))
+		if (S_ISBLK(status->st_mode) && (flags & DISK_OPEN_LOCK) && !(flags & DISK_OPEN_SHARED))
 			more = O_EXCL; /* without O_CREAT: the claim that mounting takes, too */
 	}
 	fd = open(path, access | more | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0600);
@@ -1013,6 +1013,16 @@ void disk_close(struct disk *disk)
 void disk_get_info(const struct disk *disk, struct disk_info *info)
 {
 	*info = disk->info;
+}
+
+int disk_set_size(struct disk *disk, uint64_t size_bytes)
+{
+	assert(disk->in_flight == 0 && !disk->info.is_device);
+	while (ftruncate(disk->buffered_fd, (off_t)size_bytes) < 0)
+		if (errno != EINTR)
+			return -errno;
+	disk->info.size_bytes = size_bytes;
+	return 0;
 }
 
 bool disk_is_same(const struct disk *a, const struct disk *b)

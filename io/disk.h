@@ -82,6 +82,7 @@ struct disk_info {
 #define DISK_OPEN_READ_ONLY 1u
 #define DISK_OPEN_CREATE 2u /* a new file, mode 0600; -EEXIST if it is there */
 #define DISK_OPEN_LOCK 4u   /* exclusive for rowsnap: -EBUSY when another process has it, or the device is in use */
+#define DISK_OPEN_SHARED 8u /* with LOCK and READ_ONLY: a device that is mounted is opened all the same */
 
 /* At most `in_flight_max` requests are given to the kernel at once; more are queued inside. */
 __attribute__((warn_unused_result)) int disk_host_create(unsigned in_flight_max, struct disk_host **host);
@@ -108,6 +109,11 @@ __attribute__((warn_unused_result)) int disk_open(struct disk_host *host, const 
 						  struct disk **disk);
 void disk_close(struct disk *disk); /* nothing in flight on it; NULL is harmless */
 void disk_get_info(const struct disk *disk, struct disk_info *info);
+/*
+ * Sets a regular file's size, to which a hole is added where it grows. Blocks; nothing may be in flight on it. 0 or
+ * ftruncate()'s errors.
+ */
+__attribute__((warn_unused_result)) int disk_set_size(struct disk *disk, uint64_t size_bytes);
 /* True when both are the same file or device, whatever their paths. */
 bool disk_is_same(const struct disk *a, const struct disk *b);
 

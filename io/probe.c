@@ -297,6 +297,8 @@ int probe_wipe(const char *path)
 struct subject {
 	struct stat status;
 	bool is_device;
+	bool writers;    /* who only reads does not count ... */
+	bool read_here;  /* ... but was seen: a read-only mount */
 	dev_t number;    /* of a device */
 	char prefix[96]; /* for the message: "" or "its partition /dev/sdb1 is " */
 };
@@ -318,6 +320,7 @@ static bool is_subject_path(const struct subject *subject, const char *path)
 /* A search for a use of the subject. */
 struct search {
 	const struct subject *subject;
+	bool reader;                  /* a read-only mount was passed over */
 	char found[PROBE_TEXT_BYTES]; /* the mount point, the loop device's file, ... */
 };
 
@@ -328,7 +331,7 @@ struct search {
 static bool match_mount(char *line, void *context)
 {
 	struct search *search = context;
-	char *fields[5], *next = NULL, *separator, *source;
+	char *fields[5], *next = NULL, *separator, *source = NULL, *options = NULL;
 	bool found;
 	dev_t device;
 
@@ -342,12 +345,18 @@ static bool match_mount(char *line, void *context)
 			return false;
 	}
 	found = parse_device(fields[2], 10, '\0', &device, NULL) && device == search->subject->number;
-	if (!found && strtok_r(separator + 3, " ", &next)) {
+	if (strtok_r(separator + 3, " ", &next))
 		source = strtok_r(NULL, " ", &next);
-		if (source) {
-			unescape(source);
-			found = is_subject_path(search->subject, source);
-		}
+	if (source)
+		options = strtok_r(NULL, " ", &next);
+	if (!found && source) {
+		unescape(source);
+		found = is_subject_path(search->subject, source);
+	}
+	/* The file system's own option: a single mount of it may be read-only while another is not. */
+	if (found && search->subject->writers && options && strcspn(options, ",") == 2 && strncmp(options, "ro", 2) == 0) {
+		search->reader = true;
+		found = false;
 	}
 	if (found) {
 		unescape(fields[4]);
@@ -356,11 +365,12 @@ static bool match_mount(char *line, void *context)
 	return found;
 }
 
-static int find_mount(const struct subject *subject, char text[static PROBE_TEXT_BYTES])
+static int find_mount(struct subject *subject, char text[static PROBE_TEXT_BYTES])
 {
 	struct search search = { .subject = subject };
 	const int result = search_lines("/proc/self/mountinfo", match_mount, &search);
 
+	subject->read_here = subject->read_here || search.reader;
 	if (result == 1)
 		text_add(text, "%smounted on %s", subject->prefix, search.found);
 	return result;
@@ -414,7 +424,7 @@ static int find_holder(const struct subject *subject, char text[static PROBE_TEX
 	return 1;
 }
 
-static int find_device_use(const struct subject *subject, char text[static PROBE_TEXT_BYTES])
+static int find_device_use(struct subject *subject, char text[static PROBE_TEXT_BYTES])
 {
 	int result = find_mount(subject, text);
 
@@ -429,7 +439,7 @@ static int find_device_use(const struct subject *subject, char text[static PROBE
 static bool match_partition(const char *path, void *context)
 {
 	struct search *search = context;
-	struct subject partition = { .is_device = true };
+	struct subject partition = { .is_device = true, .writers = search->subject->writers };
 	char name[SYSFS_PATH_BYTES], number_path[SYSFS_PATH_BYTES + 8], value[VALUE_BYTES];
 
 	(void)snprintf(name, sizeof(name), "%s", path);
@@ -439,11 +449,14 @@ static bool match_partition(const char *path, void *context)
 		return false;
 	(void)snprintf(partition.prefix, sizeof(partition.prefix), "its partition /dev/%.40s is ",
 		       strrchr(name, '/') + 1);
-	return find_device_use(&partition, search->found) == 1;
+	if (find_device_use(&partition, search->found) == 1)
+		return true;
+	search->reader = search->reader || partition.read_here;
+	return false;
 }
 
 /* Partitions are the folders with a `partition` file in the device's own. */
-static int find_partition_use(const struct subject *whole, char text[static PROBE_TEXT_BYTES])
+static int find_partition_use(struct subject *whole, char text[static PROBE_TEXT_BYTES])
 {
 	struct search search = { .subject = whole };
 	char pattern[SYSFS_PATH_BYTES];
@@ -452,6 +465,7 @@ static int find_partition_use(const struct subject *whole, char text[static PROB
 	(void)snprintf(pattern, sizeof(pattern), "/sys/dev/block/%u:%u/*/partition", major(whole->number),
 		       minor(whole->number));
 	result = search_paths(pattern, match_partition, &search);
+	whole->read_here = whole->read_here || search.reader;
 	if (result == 1)
 		text_add(text, "%s", search.found);
 	return result;
@@ -520,8 +534,12 @@ static bool match_loop(const char *path, void *context)
 {
 	struct search *search = context;
 	const char *name = path + strlen("/sys/block/");
+	char read_only_path[SYSFS_PATH_BYTES], read_only[VALUE_BYTES];
 
 	if (search_lines(path, match_backing, search) != 1)
+		return false;
+	(void)snprintf(read_only_path, sizeof(read_only_path), "/sys/block/%.*s/ro", (int)strcspn(name, "/"), name);
+	if (search->subject->writers && read_line(read_only_path, read_only) && strcmp(read_only, "1") == 0)
 		return false;
 	(void)snprintf(search->found, sizeof(search->found), "%.*s", (int)strcspn(name, "/"), name);
 	return true;
@@ -615,7 +633,8 @@ static int is_claimed(const char *path)
 
 /*
  * udev takes shared locks on devices for moments, so on a device only an exclusive lock counts by itself. A claim of
- * our own (a lock of ours comes with it) is not somebody else's use.
+ * our own (a lock of ours comes with it) is not somebody else's use. With `writers`, a claim that a read-only mount
+ * or a reader's lock explains does not count.
  */
 static int find_device_claim(const char *path, const struct subject *subject, char text[static PROBE_TEXT_BYTES])
 {
@@ -628,6 +647,8 @@ static int find_device_claim(const char *path, const struct subject *subject, ch
 		if (claimed < 0)
 			return claimed;
 	}
+	if (subject->writers && !owner.write && (owner.found || subject->read_here))
+		return 0;
 	if (owner.found && (owner.write || claimed)) {
 		describe_lock(&owner, text);
 		return 1;
@@ -647,15 +668,15 @@ static int find_file_use(const struct subject *subject, char text[static PROBE_T
 	if (result != 0)
 		return result;
 	find_lock(&subject->status, &owner);
-	if (!owner.found)
+	if (!owner.found || (subject->writers && !owner.write))
 		return 0;
 	describe_lock(&owner, text);
 	return 1;
 }
 
-int probe_busy(const char *path, char text[static PROBE_TEXT_BYTES])
+static int probe_use(const char *path, bool writers, char text[static PROBE_TEXT_BYTES])
 {
-	struct subject subject = { 0 };
+	struct subject subject = { .writers = writers };
 	int result;
 
 	text[0] = '\0';
@@ -675,6 +696,14 @@ int probe_busy(const char *path, char text[static PROBE_TEXT_BYTES])
 	return result;
 }
 
+int probe_busy(const char *path, char text[static PROBE_TEXT_BYTES])
+{
+	return probe_use(path, false, text);
+}
+
+int probe_written(const char *path, char text[static PROBE_TEXT_BYTES])
+{
+	return probe_use(path, true, text);
 struct opener_search {
 	const char *path;
 	char *text; /* PROBE_TEXT_BYTES */

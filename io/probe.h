@@ -31,8 +31,13 @@ __attribute__((warn_unused_result)) int probe_wipe(const char *path);
 __attribute__((warn_unused_result)) int probe_busy(const char *path, char text[static PROBE_TEXT_BYTES]);
 
 /*
- * Whether another process has the file or device open under this path, as far as we may look. Returns 1 and names one in `text`: "open in
- * process 4711 (dd)"; 0; or a negative errno. For a message: others may be missed in no time.
+ * The same for uses that may write: readers' locks, read-only mounts and read-only loop devices do not count.
+ */
+__attribute__((warn_unused_result)) int probe_written(const char *path, char text[static PROBE_TEXT_BYTES]);
+
+/*
+ * Whether another process has the file or device open under this path, as far as we may look. Returns 1 and names one in
+ * `text`: "open in process 4711 (dd)"; 0; or a negative errno. For a message: others may be missed in no time.
  */
 __attribute__((warn_unused_result)) int probe_opener(const char *path, char text[static PROBE_TEXT_BYTES]);
 

@@ -144,6 +144,11 @@ int probe_busy(const char *path, char text[static PROBE_TEXT_BYTES])
 	return 0;
 }
 
+int probe_written(const char *path, char text[static PROBE_TEXT_BYTES])
+{
+	return probe_busy(path, text);
+}
+
 /* ---- the record ---- */
 
 static struct record *record_copy(const struct record *record)

@@ -1,0 +1,542 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * From paths to a chain that is known and verified:
+ *
+ *   origin       opened, locked, its size looked at; the record consulted
+ *   stores       opened, locked, superblocks read; put in order (chain.c)
+ *   recovery     each log read back; the one that takes exceptions is made appendable, with a barrier
+ *   marks        of chains that are broken: the stores' own, their witnesses', the record's
+ *   fingerprint  the origin must be as the stores last saw it
+ *
+ * For the offline tools nothing is written: recovery stays in memory. Those that only read share the disks with other
+ * readers, but not with anything that may write: a server, a mount that is not read-only.
+ */
+#include "core/opening.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "io/log.h"
+#include "io/probe.h"
+
+/* ---- opening without disturbing anybody, and undisturbed ---- */
+
+/* Whether somebody uses it in a way that excludes ours, as probe_busy(). */
+static int probe_rival(const struct opening *opening, const char *path, char text[static PROBE_TEXT_BYTES])
+{
+	return opening->read_only ? probe_written(path, text) : probe_busy(path, text);
+}
+
+/* The claim on a device keeps mounts away, so it is taken unless those who have one already only read. */
+static unsigned open_flags(const struct opening *opening, const char *path)
+{
+	char text[PROBE_TEXT_BYTES];
+
+	if (!opening->read_only)
+		return DISK_OPEN_LOCK;
+	if (probe_busy(path, text) == 1 && probe_written(path, text) == 0)
+		return DISK_OPEN_LOCK | DISK_OPEN_READ_ONLY | DISK_OPEN_SHARED;
+	return DISK_OPEN_LOCK | DISK_OPEN_READ_ONLY;
+}
+
+static int refuse_open(const struct opening *opening, const char *path, int error)
+{
+	struct complaint *complaint = opening->complaint;
+	char text[PROBE_TEXT_BYTES];
+
+	if (error == -EBUSY && probe_rival(opening, path, text) == 1)
+		complaint_set(complaint, path, "is in use: %s", text);
+	else if (error == -EBUSY)
+		complaint_set(complaint, path, "is in use by another program");
+	else if (error == -ENOTBLK)
+		complaint_set(complaint, path, "is neither a block device nor a regular file");
+	else
+		complaint_set(complaint, path, "%s", strerror(-error));
+	return error;
+}
+
+static int refuse_rival(const struct opening *opening, const char *path)
+{
+	char text[PROBE_TEXT_BYTES];
+
+	if (probe_rival(opening, path, text) != 1)
+		return 0;
+	complaint_set(opening->complaint, path, "is in use: %s", text);
+	return -EBUSY;
+}
+
+/* ---- the origin ---- */
+
+static int open_origin(struct opening *opening, const char *path)
+{
+	struct volume *volume = opening->volume;
+	struct disk_info info;
+	int error;
+
+	volume->origin_path = strdup(path);
+	if (volume->origin_path == NULL)
+		return -ENOMEM;
+	error = disk_open(volume->host, path, open_flags(opening, path), &volume->origin);
+	if (error != 0)
+		return refuse_open(opening, path, error);
+	error = refuse_rival(opening, path);
+	if (error != 0)
+		return error;
+	disk_get_info(volume->origin, &info);
+	if (info.read_only && !opening->read_only) {
+		complaint_set(opening->complaint, path, "is read-only");
+		return -EROFS;
+	}
+	if (info.size_bytes == 0 || info.size_bytes % 512 != 0 || info.size_bytes > ORIGIN_BYTES_MAX) {
+		complaint_set(opening->complaint, path,
+			      info.size_bytes == 0	   ? "is empty" :
+			      info.size_bytes % 512 != 0 ? "has %llu bytes, which is not a multiple of 512" :
+							   "has %llu bytes; the most is 16 TiB",
+			      (unsigned long long)info.size_bytes);
+		return -EINVAL;
+	}
+	volume->origin_bytes = info.size_bytes;
+	volume->sector_bytes = info.sector_bytes;
+	volume->device_sector_bytes = info.is_device ? info.sector_bytes : 512;
+	return 0;
+}
+
+/* ---- the stores ---- */
+
+static int check_same_file(struct opening *opening, const char *path)
+{
+	const struct volume *volume = opening->volume;
+	struct disk *disk = NULL;
+	int error = 0;
+
+	/* It may be locked by ourselves: opened without a lock it can be compared. */
+	if (disk_open(volume->host, path, DISK_OPEN_READ_ONLY, &disk) != 0)
+		return 0;
+	if (disk_is_same(disk, volume->origin)) {
+		complaint_set(opening->complaint, path, "is the origin itself");
+		error = -EINVAL;
+	}
+	for (size_t i = 0; i < opening->store_count && error == 0; i++) {
+		if (!disk_is_same(disk, opening->stores[i]->disk))
+			continue;
+		complaint_set(opening->complaint, path, "is the same file as %s: given twice", opening->stores[i]->path);
+		error = -EINVAL;
+	}
+	disk_close(disk);
+	return error;
+}
+
+static int open_store(struct opening *opening, const char *path)
+{
+	struct store *store;
+	const char *why = NULL;
+	int error = check_same_file(opening, path);
+
+	if (error != 0)
+		return error;
+	error = store_open(opening->volume->host, path, open_flags(opening, path), &store);
+	if (error != 0)
+		return refuse_open(opening, path, error);
+	opening->stores[opening->store_count++] = store;
+	error = refuse_rival(opening, path);
+	if (error != 0)
+		return error;
+	error = store_load_wait(store, &why);
+	if (error != 0)
+		complaint_set(opening->complaint, path, "%s", store_load_text(error, why));
+	else if (!opening->read_only && (store->superblock.ro_compat & ~FEATURES_RO_COMPAT) != 0)
+		complaint_set(opening->complaint, path, "was made by a newer rowsnap and can be read, but not written");
+	else if (store->degraded)
+		log_warning("store %s: one copy of its superblock is damaged, the other is used", path);
+	return error == 0 && opening->complaint->why[0] != '\0' ? -EPROTONOSUPPORT : error;
+}
+
+/* Whether what lies at a recorded path is something else by now (wiped, or made a store anew): then it is closed again. */
+static bool is_another(struct opening *opening, const struct record_store *recorded, int error)
+{
+	struct store *store;
+
+	if (opening->store_count == 0 || (error != 0 && error != -ENODATA))
+		return false;
+	store = opening->stores[opening->store_count - 1];
+	if (error == 0 && uuid_equal(&store->superblock.store_uuid, &recorded->uuid))
+		return false;
+	log_notice("%s is not the store of snapshot %s any more", recorded->path, recorded->name);
+	opening->complaint->what[0] = '\0';
+	opening->complaint->why[0] = '\0';
+	opening->store_count--;
+	store_close(store);
+	return true;
+}
+
+/* The record's stores; those whose file is not there are left out, and the chain tells whether they can be. */
+static int open_recorded(struct opening *opening)
+{
+	const struct record *record = opening->volume->record;
+	size_t missing = 0, wiped = 0;
+
+	for (size_t i = 0; i < record->store_count; i++) {
+		const struct record_store *recorded = &record->stores[i];
+		struct disk *disk;
+		int error = disk_open(opening->volume->host, recorded->path, DISK_OPEN_READ_ONLY, &disk);
+
+		if (error == -ENOENT || error == -ENXIO) {
+			log_notice("store %s of snapshot %s is not there", recorded->path, recorded->name);
+			missing++;
+			continue;
+		}
+		if (error == 0)
+			disk_close(disk);
+		error = open_store(opening, recorded->path);
+		if (is_another(opening, recorded, error)) {
+			missing++;
+			wiped += error == -ENODATA;
+			continue;
+		}
+		if (error != 0)
+			return error;
+		log_notice("using store %s of snapshot %s, as last time", recorded->path, recorded->name);
+	}
+	opening->from_record = true;
+	/* A drop of the only one that was cut short behind its wipe leaves a record of a wiped store. */
+	if (missing == 0 || missing < record->store_count || wiped == record->store_count)
+		return 0;
+	if (opening->options->accept_origin) {
+		log_warning("origin %s: none of its snapshots' stores is there: going on without snapshots",
+			    opening->volume->origin_path);
+		return 0;
+	}
+	complaint_set(opening->complaint, record->stores[record->store_count - 1].path,
+		      "is not there: the store of the newest snapshot, %s (name it where it is now, or go on without its snapshots with --accept-origin)",
+		      record->stores[record->store_count - 1].name);
+	return -ENOENT;
+}
+
+int opening_find_record(struct opening *opening, const uuid128_t *volume_uuid)
+{
+	struct volume *volume = opening->volume;
+
+	record_destroy(volume->record);
+	volume->record = NULL;
+	return record_find(opening->options->state_directory, volume->origin_path, volume_uuid, &volume->record);
+}
+
+/* Stores of another volume than the one this origin is known to belong to are refused. */
+static int check_known_volume(struct opening *opening)
+{
+	static const uuid128_t nil;
+	const struct superblock *superblock = &opening->stores[0]->superblock;
+	const struct record *record;
+
+	if (uuid_is_nil(&superblock->volume_uuid) || opening_find_record(opening, &nil) != 0)
+		return 0;
+	record = opening->volume->record;
+	if (record->store_count == 0 || uuid_equal(&record->volume_uuid, &superblock->volume_uuid))
+		return 0;
+	if (opening->options->accept_origin) {
+		opening->origin_changed = true;
+		return 0;
+	}
+	complaint_set(opening->complaint, opening->stores[0]->path,
+		      "belongs to another volume: the origin's last known newest store is %s (--accept-origin leaves that one out)",
+		      record->stores[record->store_count - 1].path);
+	return -EINVAL;
+}
+
+static int refuse_storeless(const struct opening *opening)
+{
+	complaint_set(opening->complaint, opening->volume->origin_path,
+		      "no record in %s names its snapshots' stores: name them", opening->options->state_directory);
+	return -ENOENT;
+}
+
+static int open_stores(struct opening *opening, const char *const *paths, size_t count)
+{
+	static const uuid128_t nil;
+	int error = 0;
+
+	if (count == 0) {
+		error = opening_find_record(opening, &nil);
+		if (error == -EUCLEAN && !opening->options->accept_origin) {
+			complaint_set(opening->complaint, opening->volume->origin_path,
+				      "a damaged record in %s may name its snapshots' stores: name them, or go on without with --accept-origin",
+				      opening->options->state_directory);
+			return error;
+		}
+		if (error == 0)
+			error = open_recorded(opening);
+		else
+			error = opening->offline ? refuse_storeless(opening) : 0;
+		return error;
+	}
+	if (count > CHAIN_STORES_MAX) {
+		complaint_set(opening->complaint, paths[CHAIN_STORES_MAX], "is one store too many: 256 is the most");
+		return -E2BIG;
+	}
+	for (size_t i = 0; i < count && error == 0; i++)
+		error = open_store(opening, paths[i]);
+	return error == 0 ? check_known_volume(opening) : error;
+}
+
+/* ---- the chain ---- */
+
+static void name_missing(struct opening *opening)
+{
+	const struct record *record = opening->volume->record;
+	const struct record_store *store =
+		record == NULL ? NULL : record_store_find(record, &opening->verdict.missing);
+	char uuid[UUID_TEXT_BYTES];
+
+	if (store == NULL)
+		return;
+	uuid_text(&opening->verdict.missing, uuid);
+	complaint_set(opening->complaint, opening->verdict.what,
+		      "needs the next newer snapshot's store: %s, last seen at %s (%s)", store->name, store->path, uuid);
+}
+
+static int order_chain(struct opening *opening)
+{
+	struct volume *volume = opening->volume;
+	int error;
+
+	for (size_t i = 0; i < opening->store_count; i++)
+		opening->entries[i] = (struct chain_entry){ .superblock = &opening->stores[i]->superblock,
+							    .path = opening->stores[i]->path,
+							    .context = opening->stores[i] };
+	error = chain_order(opening->entries, opening->store_count, &opening->verdict);
+	if (error != 0) {
+		complaint_set(opening->complaint, opening->verdict.what, "%s", opening->verdict.why);
+		if (!uuid_is_nil(&opening->verdict.missing))
+			name_missing(opening);
+		return error;
+	}
+	if (opening->store_count == 0)
+		return 0;
+	if (opening->entries[0].superblock->origin_bytes != volume->origin_bytes) {
+		complaint_set(opening->complaint, volume->origin_path,
+			      "has %llu bytes, but the snapshots were taken of %llu",
+			      (unsigned long long)volume->origin_bytes,
+			      (unsigned long long)opening->entries[0].superblock->origin_bytes);
+		return -EINVAL;
+	}
+	return 0;
+}
+
+/* ---- recovery and the fingerprint ---- */
+
+static void fingerprint_match(const struct fingerprint *fingerprint, void *context)
+{
+	struct opening *opening = context;
+
+	for (unsigned i = 0; i < FINGERPRINT_SECTORS; i++)
+		if (fingerprint->sector[i] == opening->volume->fingerprint.sector[i])
+			opening->matched[i] = true;
+}
+
+size_t opening_active_index(const struct opening *opening)
+{
+	const struct chain_verdict *verdict = &opening->verdict;
+	size_t newest = verdict->count - 1;
+
+	if (verdict->fold_pending && opening->entries[verdict->fold_into].superblock->state == STATE_ACTIVE)
+		return verdict->fold_into;
+	return newest;
+}
+
+int opening_unappendable(struct opening *opening, struct store *store, bool active, int error)
+{
+	if (store_is_broken(store))
+		return 0;
+	if (!active || opening->options->on_full != ON_FULL_BREAK) {
+		complaint_set(opening->complaint, store->path, "cannot be written: %s", strerror(-error));
+		return error;
+	}
+	log_warning("store %s: cannot be written (%s): the chain is BROKEN at snapshot %s: blocks not preserved by now are lost",
+		    store->path, strerror(-error), store->superblock.name);
+	store->superblock.broken = (struct broken_mark){ BROKEN_STORE_ERROR, disk_host_wall_ns(store->host) };
+	return 0;
+}
+
+static int recover_member(struct opening *opening, size_t index)
+{
+	struct store *store = opening->entries[index].context;
+	bool fold_into = opening->verdict.fold_pending && index == opening->verdict.fold_into;
+	bool active = index == opening_active_index(opening);
+	struct recovery recovery = { .writable = !opening->offline && (active || fold_into) };
+	int error;
+
+	if (active && !store->superblock.clean) {
+		recovery.fingerprint = fingerprint_match;
+		recovery.context = opening;
+	}
+	error = store_recover(store, &recovery);
+	if (error != 0) {
+		complaint_set(opening->complaint, store->path, "its log cannot be read back: %s", strerror(-error));
+		return error;
+	}
+	if (recovery.slots_cut > 0)
+		log_notice("store %s: %llu exceptions that were not durable yet are cut off", store->path,
+			   (unsigned long long)recovery.slots_cut);
+	if (recovery.append_error != 0)
+		return opening_unappendable(opening, store, active, recovery.append_error);
+	if (!recovery.lost_metadata || store_is_broken(store))
+		return 0;
+	log_warning("store %s: entries that were durable cannot be read: snapshot %s and those before it are BROKEN: blocks not preserved are lost",
+		    store->path, store->superblock.name);
+	store->superblock.broken = (struct broken_mark){ BROKEN_METADATA, disk_host_wall_ns(store->host) };
+	return 0;
+}
+
+static void adopt_mark(struct opening *opening, const uuid128_t *uuid, const struct broken_mark *mark)
+{
+	for (size_t i = 0; i < opening->verdict.count; i++) {
+		struct store *store = opening->entries[i].context;
+
+		if (mark->reason != BROKEN_NOT && uuid_equal(uuid, &store->superblock.store_uuid) &&
+		    !store_is_broken(store))
+			store->superblock.broken = *mark;
+	}
+}
+
+/* Marks that a store could not carry itself lie with another store or in the record. */
+static void adopt_marks(struct opening *opening)
+{
+	const struct record *record = opening->volume->record;
+
+	for (size_t i = 0; i < opening->verdict.count; i++) {
+		const struct superblock *superblock = opening->entries[i].superblock;
+
+		adopt_mark(opening, &superblock->witness_uuid, &superblock->witness);
+	}
+	for (size_t i = 0; record != NULL && i < record->store_count; i++)
+		adopt_mark(opening, &record->stores[i].uuid, &record->stores[i].broken);
+}
+
+static int check_fingerprint(struct opening *opening)
+{
+	struct volume *volume = opening->volume;
+	size_t active = opening_active_index(opening);
+	struct store *store = opening->entries[active].context;
+	const struct superblock *superblock = &store->superblock;
+	bool same = true;
+
+	/* A prepared store has no fingerprint yet: the one before it was sealed with the present one. */
+	if (superblock->state == STATE_PREPARED)
+		superblock = opening->entries[active - 1].superblock;
+	fingerprint_match(&superblock->fingerprint, opening);
+	for (unsigned i = 0; i < FINGERPRINT_SECTORS; i++)
+		same = same && opening->matched[i];
+	opening->origin_changed = opening->origin_changed || !same;
+	/* A newest that is broken, and is being folded, tells nothing of what was written since either. */
+	if (!opening->origin_changed || store_is_broken(store) ||
+	    store_is_broken(opening->entries[opening->verdict.count - 1].context))
+		return 0;
+	if (!opening->options->accept_origin) {
+		complaint_set(opening->complaint, volume->origin_path,
+			      "was changed without its snapshots (mounted, checked or written directly?): they are not valid any more for what was overwritten; --accept-origin goes on with the chain marked broken");
+		return -ESTALE;
+	}
+	log_warning("origin %s: was changed without its snapshots: the chain is BROKEN, as accepted", volume->origin_path);
+	store->superblock.broken = (struct broken_mark){ BROKEN_ORIGIN_CHANGED, disk_host_wall_ns(volume->host) };
+	return 0;
+}
+
+static int recover_chain(struct opening *opening)
+{
+	struct volume *volume = opening->volume;
+	int error = 0;
+
+	if (opening->verdict.count == 0)
+		return 0;
+	/* What a killed server wrote may be in a cache only, and the fingerprint to be recorded must not be taken back. */
+	if (!opening->read_only)
+		error = disk_flush_wait(volume->host, volume->origin);
+	if (error != 0) {
+		complaint_set(opening->complaint, volume->origin_path, "cannot be flushed: %s", strerror(-error));
+		return error;
+	}
+	error = fingerprint_read(volume);
+	if (error != 0) {
+		complaint_set(opening->complaint, volume->origin_path, "cannot be read: %s", strerror(-error));
+		return error;
+	}
+	for (size_t i = 0; i < opening->verdict.count && error == 0; i++)
+		error = recover_member(opening, i);
+	if (error != 0)
+		return error;
+	if (volume->record == NULL ||
+	    !uuid_equal(&volume->record->volume_uuid, &opening->entries[0].superblock->volume_uuid))
+		(void)opening_find_record(opening, &opening->entries[0].superblock->volume_uuid);
+	adopt_marks(opening);
+	return check_fingerprint(opening);
+}
+
+/* ---- all of it ---- */
+
+int opening_read(struct opening *opening, const char *origin_path, const char *const *store_paths, size_t store_count)
+{
+	int error = open_origin(opening, origin_path);
+
+	if (error == 0)
+		error = open_stores(opening, store_paths, store_count);
+	if (error == 0)
+		error = order_chain(opening);
+	return error == 0 ? recover_chain(opening) : error;
+}
+
+static void take_store(struct opening *opening, const struct store *store)
+{
+	for (size_t i = 0; i < opening->store_count; i++)
+		if (opening->stores[i] == store)
+			opening->stores[i] = NULL;
+}
+
+int opening_take_chain(struct opening *opening)
+{
+	struct volume *volume = opening->volume;
+
+	volume->uuid = opening->entries[0].superblock->volume_uuid;
+	volume->block_bytes = opening->entries[0].superblock->geometry.block_bytes;
+	volume->absent_older = opening->verdict.absent_older;
+	for (size_t i = 0; i < opening->verdict.count; i++) {
+		struct snapshot *snapshot;
+		int error = snapshot_create(volume, opening->entries[i].context, &snapshot);
+
+		if (error != 0)
+			return error;
+		take_store(opening, snapshot->store);
+		volume->chain[volume->chain_count++] = snapshot;
+		volume->sequence_last = snapshot->store->superblock.sequence;
+	}
+	return 0;
+}
+
+void opening_add_exports(struct volume *volume)
+{
+	volume->origin_export = (struct export){
+		.ops = &origin_export_ops,
+		.name = "origin",
+		.size_bytes = volume->origin_bytes,
+		.block_bytes = volume->block_bytes != 0 ? volume->block_bytes : BLOCK_BYTES_MIN,
+		.can_discard = true,
+		.can_punch = volume->discard_copy,
+		.created_ns = disk_host_wall_ns(volume->host),
+	};
+	export_add(volume->exports, &volume->origin_export);
+	for (size_t i = 0; i < volume->chain_count; i++) {
+		struct snapshot *snapshot = volume->chain[i];
+
+		if (snapshot->dropping)
+			continue;
+		snapshot->export.gone = false;
+		export_add(volume->exports, &snapshot->export);
+	}
+}
+
+void opening_end(struct opening *opening)
+{
+	for (size_t i = 0; i < opening->store_count; i++)
+		store_close(opening->stores[i]);
+}
