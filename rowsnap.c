@@ -25,6 +25,7 @@ static const struct command commands[] = {
 	{ "status", cmd_status, "show what a server does: counters, latencies" },
 	{ "stop", cmd_stop, "end a server cleanly" },
 	{ "inspect", cmd_inspect, "show a store's superblocks, areas and exceptions" },
+	{ "check", cmd_check, "look for damage in stores; never writes" },
 };
 
 const char *argp_program_version = "rowsnap " ROWSNAP_VERSION;

@@ -70,6 +70,22 @@ uint64_t cmd_size_argument(const char *option, const char *text, struct argp_sta
 	return bytes;
 }
 
+enum progress cmd_progress_argument(const char *text, struct argp_state *state)
+{
+	if (strcmp(text, "always") == 0)
+		return PROGRESS_ALWAYS;
+	if (strcmp(text, "never") == 0)
+		return PROGRESS_NEVER;
+	if (strcmp(text, "auto") != 0)
+		argp_error(state, "--progress: '%s' is not one of auto, always, never", text);
+	return PROGRESS_AUTO;
+}
+
+bool cmd_progress_is_wanted(enum progress progress)
+{
+	return progress == PROGRESS_ALWAYS || (progress == PROGRESS_AUTO && isatty(STDERR_FILENO));
+}
+
 void cmd_size_text(uint64_t bytes, char text[static SIZE_TEXT_BYTES])
 {
 	static const char *const units[] = { "B", "KiB", "MiB", "GiB", "TiB" };

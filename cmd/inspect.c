@@ -7,8 +7,7 @@
 #include <string.h>
 
 #include "cmd/cmd.h"
-#include "core/store.h"
-#include "format/area.h"
+#include "core/metadata.h"
 #include "io/probe.h"
 
 struct arguments {
@@ -71,30 +70,12 @@ static void show_entry(const struct walk *walk, slot_t slot, const struct entry 
 	json_object_array_add(walk->array, one);
 }
 
-/* The entry from the newer copy where it holds there, else from the other. */
-static bool read_entry(const struct walk *walk, uint32_t area, uint32_t index, struct entry *entry)
-{
-	const struct superblock *superblock = &walk->store->superblock;
-	struct area_header headers[2];
-	unsigned newer = 0;
-	bool valid[2];
-
-	for (unsigned c = 0; c < 2; c++)
-		valid[c] = area_header_decode(walk->meta[c], walk->store->seed, area, superblock->geometry.slots_per_area,
-					      &headers[c]) == 0;
-	if (valid[1] && (!valid[0] || headers[1].write_count > headers[0].write_count))
-		newer = 1;
-	for (unsigned c = 0; c < 2; c++)
-		if (entry_decode(walk->meta[c == 0 ? newer : 1 - newer], walk->store->seed, area, index,
-				 superblock_block_count(superblock), entry) == 0)
-			return true;
-	return false;
-}
-
 static int walk_entries(struct walk *walk, struct disk_host *host)
 {
 	const struct geometry *geometry = &walk->store->superblock.geometry;
 	uint32_t end = walk->store->end.index, per_area = geometry->slots_per_area;
+	struct log_format format = log_format_of(walk->store);
+	struct area_copies both = { .copies = { { .bytes = walk->meta[0] }, { .bytes = walk->meta[1] } } };
 
 	for (uint32_t slot = 0; slot < end; slot++) {
 		uint32_t area = slot / per_area;
@@ -107,9 +88,12 @@ static int walk_entries(struct walk *walk, struct disk_host *host)
 			if (error != 0)
 				return cmd_fail("inspect", walk->store->path, "area %" PRIu32 " cannot be read: %s", area,
 						strerror(-error));
+			both.area = area;
+			area_copy_decode(&format, &both, c);
 		}
+		area_copies_choose(&both);
 		walk->census.areas = (uint64_t)area + 1;
-		if (!read_entry(walk, area, slot % per_area, &entry))
+		if (!area_copies_entry(&format, &both, slot % per_area, &entry))
 			continue;
 		count_entry(&walk->census, &entry);
 		show_entry(walk, SLOT(slot), &entry);
