@@ -10,6 +10,7 @@
  *   otherwise         before the durable mark (the largest that the superblock or any header tells) nothing is cut: an
  *                     entry that neither copy restores loses metadata, which breaks the snapshot. Past the mark the log
  *                     ends at the first entry that does not hold, or whose data does not; a read error there is an error.
+ *                     A store that is shorter than its durable mark has lost metadata, too.
  *
  * With `writable`, a log that was not clean ends with a barrier (what was read may be in a cache only), and the metadata of
  * every area from the durable mark on is written anew to the copy not relied upon: nothing that a commit given up has
@@ -389,8 +390,9 @@ static int scan_store(struct scan *scan, uint8_t *bytes)
 
 	if (error != 0)
 		return error;
-	if (scan->recovery->lost_metadata && scan->end < scan->durable)
-		scan->end = scan->durable;
+	/* What was durable is not there: the file or device has become shorter. What is left ends here. */
+	if (scan->end < scan->durable)
+		scan->recovery->lost_metadata = true;
 	store->end = SLOT(scan->end);
 	if (!scan->bounded)
 		count_cut(scan);
