@@ -26,6 +26,7 @@ static const struct command commands[] = {
 	{ "stop", cmd_stop, "end a server cleanly" },
 	{ "inspect", cmd_inspect, "show a store's superblocks, areas and exceptions" },
 	{ "check", cmd_check, "look for damage in stores; never writes" },
+	{ "repair", cmd_repair, "mend a store as far as that invents nothing" },
 };
 
 const char *argp_program_version = "rowsnap " ROWSNAP_VERSION;

@@ -17,6 +17,7 @@ static int check(const struct arguments *arguments)
 	struct findings findings = { .command = "check",
 				     .json = arguments->json,
 				     .quick = arguments->quick,
+				     .shown_max = 1000,
 				     .progress = cmd_progress_is_wanted(arguments->progress) };
 	int code = findings_open(&findings, arguments->stores, arguments->count, DISK_OPEN_READ_ONLY);
 

@@ -30,6 +30,7 @@ int cmd_status(int argc, char **argv);
 int cmd_stop(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_check(int argc, char **argv);
+int cmd_repair(int argc, char **argv);
 
 /* "rowsnap COMMAND: what: why" on stderr, a line, control characters made harmless. Returns EXIT_FAILED. */
 __attribute__((format(printf, 3, 4))) int cmd_fail(const char *command, const char *what, const char *format, ...);

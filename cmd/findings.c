@@ -56,6 +56,11 @@ static void open_one(struct findings *findings, struct findings_store *shown, un
 		tell_error(findings, shown, "%s", strerror(-error));
 	if (error != 0)
 		return;
+	if ((flags & DISK_OPEN_READ_ONLY) == 0 && probe_busy(shown->path, text) == 1) {
+		tell_error(findings, shown, "is in use: %s", text);
+		store_close(store);
+		return;
+	}
 	shown->one = &findings->check.stores[findings->check.count++];
 	shown->one->store = store;
 }
@@ -198,7 +203,7 @@ static void add_place(struct json_object *object, const char *key, uint64_t plac
 	json_object_object_add(object, key, place == CHECK_NOWHERE ? NULL : json_object_new_uint64(place));
 }
 
-struct json_object *finding_json(const struct check_finding *finding)
+static struct json_object *finding_json(const struct check_finding *finding)
 {
 	const struct check_kind *kind = check_kind(finding->code);
 	const struct check_store *one = finding->store;
@@ -244,15 +249,15 @@ static void found(const struct check_finding *finding, void *context)
 	case CHECK_NOTICE:
 		break;
 	case CHECK_FAULT:
-		findings->exit_code |= EXIT_CHECK_FAULTS;
+		findings->exit_code |= finding->store->links_only ? 0 : EXIT_CHECK_FAULTS;
 		break;
 	case CHECK_UNREADABLE:
-		findings->exit_code |= EXIT_CHECK_UNREADABLE;
+		findings->exit_code |= finding->store->links_only ? 0 : EXIT_CHECK_UNREADABLE;
 		break;
 	}
 	if (findings->noted != NULL)
 		findings->noted(finding, findings->context);
-	if (shown->count[finding->code]++ >= FINDINGS_SHOWN_MAX)
+	if (shown->count[finding->code]++ >= findings->shown_max)
 		return;
 	if (findings->json) {
 		json_object_array_add(shown->array, finding_json(finding));
@@ -264,13 +269,13 @@ static void found(const struct check_finding *finding, void *context)
 
 /* ---- all of it ---- */
 
-static uint64_t left_out(const struct findings_store *shown)
+static uint64_t left_out(const struct findings *findings, const struct findings_store *shown)
 {
 	uint64_t count = 0;
 
 	for (size_t i = 0; i < FOUND_COUNT; i++)
-		if (shown->count[i] > FINDINGS_SHOWN_MAX)
-			count += shown->count[i] - FINDINGS_SHOWN_MAX;
+		if (shown->count[i] > findings->shown_max)
+			count += shown->count[i] - findings->shown_max;
 	return count;
 }
 
@@ -317,8 +322,8 @@ void findings_print_sums(const struct findings *findings)
 		for (size_t code = 0; code < FOUND_COUNT; code++)
 			severities[check_kind((enum check_code)code)->severity] += shown->count[code];
 		cmd_size_text(shown->one->bytes_verified, size);
-		if (left_out(shown) > 0)
-			(void)printf("%s: %" PRIu64 " findings more than are shown\n", path, left_out(shown));
+		if (left_out(findings, shown) > 0)
+			(void)printf("%s: %" PRIu64 " findings more than are shown\n", path, left_out(findings, shown));
 		(void)printf("%s: %s%s%s: %" PRIu64 " areas, %" PRIu64 " entries, %" PRIu64
 			     " data blocks verified (%s); ",
 			     path, shown->one->loaded && shown->one->store->superblock.name[0] != '\0' ? "snapshot " : "",
@@ -333,7 +338,7 @@ void findings_print_sums(const struct findings *findings)
 	}
 }
 
-static struct json_object *store_json(const struct findings_store *shown)
+static struct json_object *store_json(const struct findings *findings, const struct findings_store *shown)
 {
 	struct json_object *json = json_object_new_object();
 	const struct check_store *one = shown->one;
@@ -349,7 +354,7 @@ static struct json_object *store_json(const struct findings_store *shown)
 	add_text(json, "error", shown->error[0] == '\0' ? NULL : shown->error);
 	json_object_object_add(json, "findings",
 			       shown->array != NULL ? json_object_get(shown->array) : json_object_new_array());
-	json_object_object_add(json, "findings_left_out", json_object_new_uint64(left_out(shown)));
+	json_object_object_add(json, "findings_left_out", json_object_new_uint64(left_out(findings, shown)));
 	json_object_object_add(json, "areas", json_object_new_uint64(one == NULL ? 0 : one->areas));
 	json_object_object_add(json, "entries", json_object_new_uint64(one == NULL ? 0 : one->entries));
 	json_object_object_add(json, "blocks_verified", json_object_new_uint64(one == NULL ? 0 : one->blocks_verified));
@@ -362,6 +367,6 @@ void findings_report(const struct findings *findings, struct json_object *report
 	struct json_object *array = json_object_new_array();
 
 	for (size_t i = 0; i < findings->count; i++)
-		json_object_array_add(array, store_json(&findings->stores[i]));
+		json_object_array_add(array, store_json(findings, &findings->stores[i]));
 	json_object_object_add(report, "stores", array);
 }

@@ -7,9 +7,6 @@
 #include "core/check.h"
 #include "io/probe.h"
 
-/* Of each kind at most this many are shown for a store; the rest are counted. */
-#define FINDINGS_SHOWN_MAX 1000u
-
 struct findings_store {
 	const char *path;
 	struct check_store *one;   /* NULL: it could not be opened */
@@ -22,7 +19,8 @@ struct findings {
 	/* the caller's */
 	const char *command;
 	bool json, quick;
-	bool progress; /* is to be shown */
+	bool progress;      /* is to be shown */
+	uint64_t shown_max; /* of each kind for a store; the rest are counted */
 	/* May be NULL: is told every finding before it is shown. */
 	void (*noted)(const struct check_finding *finding, void *context);
 	void *context;
@@ -52,7 +50,5 @@ void findings_print_sums(const struct findings *findings);
 /* Adds "stores" to `report`. */
 void findings_report(const struct findings *findings, struct json_object *report);
 void findings_close(struct findings *findings);
-
-struct json_object *finding_json(const struct check_finding *finding);
 
 #endif

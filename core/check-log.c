@@ -58,6 +58,7 @@ struct log_check {
 	uint32_t per_area;
 	uint64_t area_bytes;
 	bool bounded;          /* the log is clean */
+	bool unknown_end;      /* a read error: `end` is only as far as it is known */
 	uint64_t end, mark;    /* slots */
 	uint32_t areas;        /* those with slots of the log */
 	uint32_t there;        /* what the store has room for now */
@@ -584,6 +585,25 @@ static int run(struct log_check *log)
 
 /* ---- what is known before, and after ---- */
 
+/* A read error stopped recovery, which reads several slots at once: which one it was, from slot `end` to its area's. */
+static uint64_t first_unreadable(const struct log_check *log)
+{
+	uint8_t *block = aligned_alloc(AREA_META_BYTES, BLOCK_BYTES_MAX);
+	uint64_t slot = log->end;
+
+	for (; block != NULL && slot / log->per_area == log->end / log->per_area; slot++) {
+		int error = disk_read_wait(log->check->host, log->store->disk, block, log->format.geometry.block_bytes,
+					   geometry_slot_offset(&log->format.geometry, SLOT(slot)));
+
+		if (error == 0)
+			continue;
+		free(block);
+		return slot;
+	}
+	free(block);
+	return log->end; /* its metadata, then */
+}
+
 /* The log's end and the durable mark of a store that was not stopped cleanly. */
 static int find_end(struct log_check *log)
 {
@@ -597,12 +617,14 @@ static int find_end(struct log_check *log)
 		return error;
 	log->end = recovery.end_slots;
 	log->mark = recovery.durable_slots;
-	check_tell(log->check, &at, "was not stopped cleanly: its log ends at slot %llu, of which %llu are known durable",
-		   (unsigned long long)log->end, (unsigned long long)log->mark);
+	check_tell(log->check, &at, "was not stopped cleanly: its log goes to slot %llu%s, of which %llu are known durable",
+		   (unsigned long long)log->end, error != 0 ? " at least" : "", (unsigned long long)log->mark);
 	if (error != 0) {
-		at = at_slot(log, FOUND_TAIL_UNREADABLE, log->end);
+		log->unknown_end = true;
+		log->of->end_slots = log->end;
+		at = at_slot(log, FOUND_TAIL_UNREADABLE, first_unreadable(log));
 		check_tell(log->check, &at, "what follows the durable mark cannot be read at slot %llu: %s",
-			   (unsigned long long)log->end, strerror(-error));
+			   (unsigned long long)at.slot, strerror(-error));
 	}
 	return 0;
 }
@@ -612,20 +634,20 @@ static void cut_to_what_is_there(struct log_check *log)
 	uint64_t there = (uint64_t)log->there * log->per_area, wanted = log->bounded ? log->end : log->mark;
 	struct check_finding at = check_at(log->of, FOUND_STORE_TRUNCATED);
 
-	if (wanted > there) {
-		at.area = log->there;
-		at.slot = there;
-		at.offset = geometry_area_offset(&log->format.geometry, log->there);
-		at.count = wanted - there;
-		check_tell(log->check, &at, "its log goes to slot %llu, but the store has room for %llu only",
-			   (unsigned long long)wanted, (unsigned long long)there);
-	}
 	if (log->end > there)
 		log->end = there;
 	if (log->mark > there)
 		log->mark = there;
 	log->of->end_slots = log->end;
 	log->of->durable_slots = log->mark;
+	if (wanted <= there)
+		return;
+	at.area = log->there;
+	at.slot = there;
+	at.offset = geometry_area_offset(&log->format.geometry, log->there);
+	at.count = wanted - there;
+	check_tell(log->check, &at, "its log goes to slot %llu, but the store has room for %llu only",
+		   (unsigned long long)wanted, (unsigned long long)there);
 }
 
 static void tell_tally(struct log_check *log, enum check_code code, struct tally *tally, const char *what)
@@ -652,9 +674,10 @@ static void tell_sums(struct log_check *log)
 		   "slots have exceptions of blocks that have one already");
 	if (log->bounded)
 		tell_tally(log, FOUND_LEFTOVERS_PAST_END, &log->past_end, "slots past the log's end have entries");
-	else
+	else if (!log->unknown_end)
 		tell_tally(log, FOUND_TAIL_TORN, &log->past_end, "slots past the log's end have entries");
-	if (!log->bounded || log->header_mark <= log->end || log->end < log->store->superblock.log_slots)
+	/* One that was truncated, or ended where it was, is told as that. */
+	if (!log->bounded || log->header_mark <= log->end || log->end >= (uint64_t)log->there * log->per_area)
 		return;
 	log->of->mark_past_end = log->header_mark;
 	at = at_copy(log, FOUND_MARK_PAST_END, log->header_mark_area, log->header_mark_copy);
