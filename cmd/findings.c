@@ -315,7 +315,7 @@ void findings_print_sums(const struct findings *findings)
 		uint64_t severities[CHECK_UNREADABLE + 1] = { 0 };
 		char size[SIZE_TEXT_BYTES], path[PATH_MAX];
 
-		if (shown->one == NULL || shown->one->load_error != 0)
+		if (shown->one == NULL || shown->one->load_error != 0 || shown->one->links_only)
 			continue;
 		(void)snprintf(path, sizeof(path), "%s", shown->path);
 		text_make_harmless(path, strlen(path));

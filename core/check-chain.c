@@ -122,6 +122,23 @@ static void tell_order(struct check *check, const struct chain_entry *entries, s
 	}
 }
 
+/* A store that is in the chain no more is told and left out, so that the others can be put in order. Returns how many are left. */
+static size_t leave_out_stray(struct check *check, struct chain_entry *entries, size_t count,
+			      const struct chain_verdict *verdict)
+{
+	size_t left = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		struct check_finding at = check_at(store_of(&entries[i]), FOUND_STORE_LEFTOVER);
+
+		if (uuid_equal(&entries[i].superblock->store_uuid, &verdict->stray))
+			check_tell(check, &at, "%s", verdict->why);
+		else
+			entries[left++] = entries[i];
+	}
+	return left;
+}
+
 /* Broken marks that another store carries. */
 static void tell_witnesses(struct check *check)
 {
@@ -186,6 +203,10 @@ int check_chain(struct check *check)
 		return -ENOMEM;
 	count = collect(check, entries);
 	error = chain_order(entries, count, &verdict);
+	while (error == -EINVAL && !uuid_is_nil(&verdict.stray)) {
+		count = leave_out_stray(check, entries, count, &verdict);
+		error = chain_order(entries, count, &verdict);
+	}
 	if (error != 0)
 		tell_refusal(check, error, &verdict);
 	else

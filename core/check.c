@@ -15,6 +15,9 @@ static const struct check_kind kinds[] = {
 	[FOUND_SUPERBLOCK_COPY_UNREADABLE] = {
 		"superblock-copy-unreadable", CHECK_UNREADABLE, MEND_SUPERBLOCK,
 		"nothing is lost: the other copy is good, but it is the last", false, "writes it anew from the other copy" },
+	[FOUND_SUPERBLOCK_COPY_TORN] = {
+		"superblock-copy-torn", CHECK_NOTICE, MEND_SUPERBLOCK,
+		"the power failed while it was written; the other copy counts", false, "writes it anew from the other copy" },
 	[FOUND_SUPERBLOCK_COPY_BEHIND] = {
 		"superblock-copy-behind", CHECK_NOTICE, MEND_SUPERBLOCK,
 		"a crash cut a change short; the newer copy counts", false, "writes it anew from the newer copy" },
@@ -115,7 +118,7 @@ static const struct check_kind kinds[] = {
 		"sets it to the store whose successor link names this one" },
 	[FOUND_STORE_LEFTOVER] = {
 		"store-leftover", CHECK_NOTICE, MEND_NOTHING,
-		"its snapshot was dropped and it was not wiped yet; the next start with its chain wipes it", false, NULL },
+		"its snapshot was dropped and it was not wiped yet, or it was never finished", false, NULL },
 	[FOUND_STORE_UNBORN] = {
 		"store-unborn", CHECK_NOTICE, MEND_NOTHING,
 		"its snapshot did not come about; the next start with its chain makes it empty again", false, NULL },
@@ -179,6 +182,17 @@ static bool is_decoded(int error)
 	return error == -ENODATA || error == -EBADMSG || error == -EINVAL;
 }
 
+static enum check_code copy_code(const struct store *store, unsigned copy)
+{
+	if (!is_decoded(store->copy_error[copy]))
+		return FOUND_SUPERBLOCK_COPY_UNREADABLE;
+	if (store->copy_error[copy] == -EBADMSG &&
+	    superblock_looks_torn(store->buffer + (size_t)copy * SUPERBLOCK_BYTES,
+				  store->buffer + (size_t)(1 - copy) * SUPERBLOCK_BYTES))
+		return FOUND_SUPERBLOCK_COPY_TORN;
+	return FOUND_SUPERBLOCK_COPY_DAMAGED;
+}
+
 static uint64_t copy_generation(const struct store *store, unsigned copy)
 {
 	struct superblock superblock;
@@ -197,13 +211,14 @@ static void tell_copies(struct check *check, struct check_store *one)
 	for (unsigned i = 0; i < SUPERBLOCK_COPIES; i++) {
 		int error = store->copy_error[i];
 
-		at = check_at(one, is_decoded(error) ? FOUND_SUPERBLOCK_COPY_DAMAGED : FOUND_SUPERBLOCK_COPY_UNREADABLE);
+		if (error == 0)
+			continue;
+		at = check_at(one, copy_code(store, i));
 		at.copy = i;
 		at.offset = offsets[i];
-		if (error != 0)
-			check_tell(check, &at, "copy %u of the superblock %s (%s)", i,
-				   is_decoded(error) ? "is damaged" : "cannot be read",
-				   copy_fault_text(error, store->copy_why[i]));
+		check_tell(check, &at, "copy %u of the superblock %s (%s)", i,
+			   is_decoded(error) ? "is damaged" : "cannot be read",
+			   copy_fault_text(error, store->copy_why[i]));
 	}
 	if (store->uneven) {
 		at = check_at(one, FOUND_SUPERBLOCK_COPY_BEHIND);

@@ -309,13 +309,24 @@ static uint8_t *entry_at(unsigned number, uint32_t slot, unsigned copy)
 	return meta_of(number, slot / PER_AREA, copy) + AREA_HEADER_BYTES + slot % PER_AREA * ENTRY_BYTES;
 }
 
-static void super_copy_0(void) { flip(bytes_of(2) + 50); }
+static void super_copy_0(void) { flip(bytes_of(2) + 184); }
 static void super_copy_1(void) { memset(bytes_of(2) + SUPERBLOCK_OFFSET_1, 0, SUPERBLOCK_BYTES); }
 
 static void super_both(void)
 {
 	super_copy_0();
 	flip(bytes_of(2) + SUPERBLOCK_OFFSET_1 + 50);
+}
+
+static void super_copy_torn(void)
+{
+	struct superblock newer = super(2, SLOTS);
+	uint8_t bytes[SUPERBLOCK_BYTES];
+
+	newer.generation = 8;
+	newer.predecessor_uuid = id(0);
+	superblock_encode(bytes, &newer);
+	memcpy(bytes_of(2) + SUPERBLOCK_OFFSET_1, bytes, 512);
 }
 
 static void super_older_copy(void)
@@ -330,7 +341,7 @@ static void super_same_generation(void)
 {
 	struct superblock other = super(2, SLOTS);
 
-	other.sequence = 17;
+	other.created_ns = 17;
 	superblock_encode(bytes_of(2), &other);
 }
 
@@ -525,6 +536,7 @@ static const struct damage damages[] = {
 	{ "superblock copy 0", super_copy_0, { USUAL, FOUND_SUPERBLOCK_COPY_DAMAGED, END }, { USUAL, END } },
 	{ "superblock copy 1", super_copy_1, { USUAL, FOUND_SUPERBLOCK_COPY_DAMAGED, END }, { USUAL, END } },
 	{ "both superblocks", super_both, { FOUND_SUPERBLOCK_LOST, END }, { FOUND_SUPERBLOCK_LOST, END } },
+	{ "a superblock copy that is torn", super_copy_torn, { USUAL, FOUND_SUPERBLOCK_COPY_TORN, END }, { USUAL, END } },
 	{ "a superblock copy that is older", super_older_copy, { USUAL, FOUND_SUPERBLOCK_COPY_BEHIND, END }, { USUAL, END } },
 	{ "superblock copies that differ", super_same_generation,
 	  { USUAL, FOUND_SUPERBLOCK_CONTRADICTION, END }, { USUAL, FOUND_SUPERBLOCK_CONTRADICTION, END } },
