@@ -27,6 +27,8 @@ static const struct command commands[] = {
 	{ "inspect", cmd_inspect, "show a store's superblocks, areas and exceptions" },
 	{ "replay", cmd_replay, "write a snapshot's whole image to a file or device, offline" },
 	{ "diff", cmd_diff, "list the byte ranges that differ between two snapshots, offline" },
+	{ "check", cmd_check, "look for damage in stores; never writes" },
+	{ "repair", cmd_repair, "mend a store as far as that invents nothing" },
 };
 
 const char *argp_program_version = "rowsnap " ROWSNAP_VERSION;

@@ -31,9 +31,17 @@ int cmd_stop(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_replay(int argc, char **argv);
 int cmd_diff(int argc, char **argv);
+int cmd_check(int argc, char **argv);
+int cmd_repair(int argc, char **argv);
 
 /* "rowsnap COMMAND: what: why" on stderr, a line, control characters made harmless. Returns EXIT_FAILED. */
 __attribute__((format(printf, 3, 4))) int cmd_fail(const char *command, const char *what, const char *format, ...);
+
+/* The exit codes of check and repair, as fsck has them: OR of these, 0 when all is well. */
+#define EXIT_CHECK_MENDED 1
+#define EXIT_CHECK_FAULTS 4
+#define EXIT_CHECK_UNREADABLE 8
+#define EXIT_CHECK_USAGE 16
 
 /* A size with an optional K, M, G or T (powers of 1024). Returns 0 or -EINVAL. */
 __attribute__((warn_unused_result)) int cmd_parse_size(const char *text, uint64_t *bytes);

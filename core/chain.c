@@ -137,8 +137,10 @@ static int place_after(struct chain_entry *last, struct chain_entry *entry, cons
 		entry->place = CHAIN_LEFTOVER;
 		return 0;
 	}
-	if (is_given(entries, count, &older->successor_uuid))
+	if (is_given(entries, count, &older->successor_uuid)) {
+		verdict->stray = one->store_uuid;
 		return complain(verdict, -EINVAL, entry->path, "is not in the chain any more (dropped, or never finished): leave it out");
+	}
 	return missing(verdict, last);
 }
 

@@ -33,6 +33,7 @@ struct chain_verdict {
 	bool fold_pending;         /* entry fold_into takes up the exceptions of entry fold_into + 1 */
 	size_t fold_into;
 	uuid128_t missing;         /* with -ENOENT: the store that must be found */
+	uuid128_t stray;           /* with -EINVAL: nothing is wrong but that this store is given; nil: something is */
 	char what[CHAIN_TEXT_BYTES]; /* on error: the store at fault ... */
 	char why[CHAIN_TEXT_BYTES];  /* ... and what is wrong with it */
 };

@@ -10,6 +10,7 @@
  *   otherwise         before the durable mark (the largest that the superblock or any header tells) nothing is cut: an
  *                     entry that neither copy restores loses metadata, which breaks the snapshot. Past the mark the log
  *                     ends at the first entry that does not hold, or whose data does not; a read error there is an error.
+ *                     A store that is shorter than its durable mark has lost metadata, too.
  *
  * With `writable`, a log that was not clean ends with a barrier (what was read may be in a cache only), and the metadata of
  * every area from the durable mark on is written anew to the copy not relied upon: nothing that a commit given up has
@@ -19,24 +20,23 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "core/store.h"
-#include "format/area.h"
+#include "core/metadata.h"
 
 #define CHUNK_AREAS 64u
 #define DATA_BYTES (1u << 20)
 
-struct meta_copy {
-	bool valid;                /* the header holds */
-	struct area_header header; /* when valid */
-	const uint8_t *bytes;
-	int error;                 /* the read's */
+struct scan;
+
+struct meta_read {
+	struct scan *scan;
+	struct meta_copy *copy;
 	struct disk_io io;
 };
 
 struct area_scan {
-	struct meta_copy copies[2];
+	struct area_copies both;
+	struct meta_read reads[2];
 	bool has_second;
-	unsigned newer; /* the copy to try first */
 };
 
 struct chunk {
@@ -48,8 +48,7 @@ struct chunk {
 struct scan {
 	struct store *store;
 	struct recovery *recovery;
-	const struct geometry *geometry;
-	block_t block_count;
+	struct log_format format;
 	bool bounded;      /* the end is known: `end` */
 	uint64_t end;      /* slots */
 	uint64_t durable;  /* the durable mark, as far as it is known */
@@ -62,30 +61,33 @@ struct scan {
 
 static void meta_read_done(struct disk_io *io, int error)
 {
-	struct scan *scan = io->context;
-	struct meta_copy *copy = container_of(io, struct meta_copy, io);
+	struct meta_read *read = container_of(io, struct meta_read, io);
 
-	copy->error = error;
-	scan->pending--;
+	read->copy->error = error;
+	read->scan->pending--;
 }
 
 static void meta_read(struct scan *scan, struct chunk *chunk, uint32_t at, unsigned which)
 {
-	struct meta_copy *copy = &chunk->areas[at].copies[which];
+	struct area_scan *area = &chunk->areas[at];
+	struct meta_read *read = &area->reads[which];
 	uint8_t *bytes = chunk->memory + ((size_t)at * 2 + which) * AREA_META_BYTES;
 
-	copy->bytes = bytes;
-	copy->io = (struct disk_io){
-		.disk = scan->store->disk,
-		.op = DISK_READ,
-		.offset = geometry_meta_offset(scan->geometry, chunk->first + at, which),
-		.length = AREA_META_BYTES,
-		.single = { .iov_base = bytes, .iov_len = AREA_META_BYTES },
-		.done = meta_read_done,
-		.context = scan,
+	area->both.copies[which].bytes = bytes;
+	*read = (struct meta_read){
+		.scan = scan,
+		.copy = &area->both.copies[which],
+		.io = {
+			.disk = scan->store->disk,
+			.op = DISK_READ,
+			.offset = geometry_meta_offset(&scan->format.geometry, area->both.area, which),
+			.length = AREA_META_BYTES,
+			.single = { .iov_base = bytes, .iov_len = AREA_META_BYTES },
+			.done = meta_read_done,
+		},
 	};
 	scan->pending++;
-	disk_submit(&copy->io);
+	disk_submit(&read->io);
 }
 
 static void scan_wait(struct scan *scan)
@@ -94,37 +96,25 @@ static void scan_wait(struct scan *scan)
 		disk_host_wait(scan->store->host);
 }
 
-static void meta_decode(struct scan *scan, struct meta_copy *copy, uint32_t area)
+static void meta_decode(struct scan *scan, struct area_scan *area, unsigned which)
 {
-	copy->valid = copy->error == 0 && area_header_decode(copy->bytes, scan->store->seed, area,
-							     scan->geometry->slots_per_area, &copy->header) == 0;
+	const struct meta_copy *copy = &area->both.copies[which];
+
+	area_copy_decode(&scan->format, &area->both, which);
 	if (copy->valid && copy->header.durable_slots > scan->durable && !scan->bounded)
 		scan->durable = copy->header.durable_slots;
 }
 
-static bool copy_entry(const struct scan *scan, const struct meta_copy *copy, uint32_t area, uint32_t index,
-		       struct entry *entry)
-{
-	/* The header protects none of the entries: one that holds counts even under a torn header. */
-	return copy->bytes != NULL && copy->error == 0 &&
-	       entry_decode(copy->bytes, scan->store->seed, area, index, scan->block_count, entry) == 0;
-}
-
 /* Whether copy 0 alone has all entries that the area should have, so that copy 1 need not be read. */
-static bool first_copy_is_whole(const struct scan *scan, const struct chunk *chunk, uint32_t at)
+static bool first_copy_is_whole(const struct scan *scan, const struct area_copies *both)
 {
-	const struct meta_copy *copy = &chunk->areas[at].copies[0];
-	uint32_t per_area = scan->geometry->slots_per_area, area = chunk->first + at, wanted = per_area;
-	struct entry entry;
+	uint32_t per_area = scan->format.geometry.slots_per_area, wanted = per_area;
 
-	if (!copy->valid)
+	if (!both->copies[0].valid)
 		return false;
-	if (scan->bounded && scan->end < ((uint64_t)area + 1) * per_area)
-		wanted = (uint32_t)(scan->end - (uint64_t)area * per_area);
-	for (uint32_t i = 0; i < wanted; i++)
-		if (!copy_entry(scan, copy, area, i, &entry))
-			return false;
-	return true;
+	if (scan->bounded && scan->end < ((uint64_t)both->area + 1) * per_area)
+		wanted = (uint32_t)(scan->end - (uint64_t)both->area * per_area);
+	return area_copy_count(&scan->format, both, 0, wanted) == wanted;
 }
 
 static void chunk_read(struct scan *scan, struct chunk *chunk, uint32_t first)
@@ -132,19 +122,21 @@ static void chunk_read(struct scan *scan, struct chunk *chunk, uint32_t first)
 	uint64_t limit = scan->area_limit;
 
 	if (scan->bounded)
-		limit = (scan->end + scan->geometry->slots_per_area - 1) / scan->geometry->slots_per_area;
+		limit = (scan->end + scan->format.geometry.slots_per_area - 1) / scan->format.geometry.slots_per_area;
 	chunk->first = first;
 	chunk->count = first >= limit ? 0 : (uint32_t)(limit - first < CHUNK_AREAS ? limit - first : CHUNK_AREAS);
 	memset(chunk->areas, 0, sizeof(chunk->areas));
-	for (uint32_t at = 0; at < chunk->count; at++)
+	for (uint32_t at = 0; at < chunk->count; at++) {
+		chunk->areas[at].both.area = first + at;
 		meta_read(scan, chunk, at, 0);
+	}
 	scan_wait(scan);
 	for (uint32_t at = 0; at < chunk->count; at++) {
 		struct area_scan *area = &chunk->areas[at];
 
 		scan->recovery->areas_read++;
-		meta_decode(scan, &area->copies[0], first + at);
-		area->has_second = !first_copy_is_whole(scan, chunk, at);
+		meta_decode(scan, area, 0);
+		area->has_second = !first_copy_is_whole(scan, &area->both);
 		if (area->has_second)
 			meta_read(scan, chunk, at, 1);
 	}
@@ -154,27 +146,21 @@ static void chunk_read(struct scan *scan, struct chunk *chunk, uint32_t first)
 
 		if (!area->has_second)
 			continue;
-		meta_decode(scan, &area->copies[1], first + at);
-		if (area->copies[1].valid && (!area->copies[0].valid || area->copies[1].header.write_count >
-									 area->copies[0].header.write_count))
-			area->newer = 1;
+		meta_decode(scan, area, 1);
+		area_copies_choose(&area->both);
 	}
 }
 
 static bool area_entry(const struct scan *scan, const struct chunk *chunk, uint32_t at, uint32_t index,
 		       struct entry *entry)
 {
-	const struct area_scan *area = &chunk->areas[at];
-	uint32_t number = chunk->first + at;
-
-	return copy_entry(scan, &area->copies[area->newer], number, index, entry) ||
-	       copy_entry(scan, &area->copies[1 - area->newer], number, index, entry);
+	return area_copies_entry(&scan->format, &chunk->areas[at].both, index, entry);
 }
 
 /* Reads the data of `slot` (and of those behind it, in the same area, in the same read). */
 static int slot_read(struct scan *scan, uint64_t slot, const uint8_t **data)
 {
-	uint32_t block_bytes = scan->geometry->block_bytes, per_area = scan->geometry->slots_per_area;
+	uint32_t block_bytes = scan->format.geometry.block_bytes, per_area = scan->format.geometry.slots_per_area;
 	uint64_t count = per_area - slot % per_area;
 	int error;
 
@@ -183,7 +169,7 @@ static int slot_read(struct scan *scan, uint64_t slot, const uint8_t **data)
 			count = DATA_BYTES / block_bytes;
 		scan->data_count = 0;
 		error = disk_read_wait(scan->store->host, scan->store->disk, scan->data, (size_t)count * block_bytes,
-				       geometry_slot_offset(scan->geometry, SLOT(slot)));
+				       geometry_slot_offset(&scan->format.geometry, SLOT(slot)));
 		if (error != 0)
 			return error;
 		scan->data_first = slot;
@@ -204,7 +190,7 @@ static int entry_data_holds(struct scan *scan, uint64_t slot, const struct entry
 	error = slot_read(scan, slot, data);
 	if (error != 0)
 		return error;
-	return data_checksum(scan->store->seed, *data, scan->geometry->block_bytes) == entry->data_checksum;
+	return data_checksum(scan->store->seed, *data, scan->format.geometry.block_bytes) == entry->data_checksum;
 }
 
 static int entry_apply(struct scan *scan, uint64_t slot, const struct entry *entry)
@@ -242,7 +228,7 @@ static int entry_apply(struct scan *scan, uint64_t slot, const struct entry *ent
 /* The entries of one chunk. Returns 1 to go on, 0 at the log's end (scan->end), or an error. */
 static int chunk_apply(struct scan *scan, const struct chunk *chunk)
 {
-	uint32_t per_area = scan->geometry->slots_per_area;
+	uint32_t per_area = scan->format.geometry.slots_per_area;
 
 	for (uint64_t i = 0; i < (uint64_t)chunk->count * per_area; i++) {
 		uint64_t slot = (uint64_t)chunk->first * per_area + i;
@@ -259,9 +245,9 @@ static int chunk_apply(struct scan *scan, const struct chunk *chunk)
 				continue;
 			}
 			scan->end = slot;
-			if (area->copies[0].error != 0)
-				return area->copies[0].error;
-			return area->copies[1].error;
+			if (area->both.copies[0].error != 0)
+				return area->both.copies[0].error;
+			return area->both.copies[1].error;
 		}
 		if (slot >= scan->durable)
 			result = entry_data_holds(scan, slot, &entry, &data);
@@ -283,7 +269,7 @@ static int chunk_apply(struct scan *scan, const struct chunk *chunk)
 /* Counts what holds past the end and is cut off, as far as the chunks at hand show it. */
 static void count_cut(struct scan *scan)
 {
-	uint32_t per_area = scan->geometry->slots_per_area;
+	uint32_t per_area = scan->format.geometry.slots_per_area;
 	struct entry entry;
 
 	for (unsigned c = 0; c < 2; c++)
@@ -301,49 +287,21 @@ static struct chunk *chunk_of(struct scan *scan, uint32_t area)
 	return NULL;
 }
 
-/* How many of the area's first `wanted` entries a copy has by itself. */
-static uint32_t copy_count(const struct scan *scan, const struct meta_copy *copy, uint32_t area, uint32_t wanted)
-{
-	uint32_t count = 0;
-	struct entry entry;
-
-	for (uint32_t i = 0; i < wanted; i++)
-		if (copy_entry(scan, copy, area, i, &entry))
-			count++;
-	return count;
-}
-
 /* The union of both copies for the area's first `count` entries; *relied is the copy that has more of them. */
 static void area_union(const struct scan *scan, const struct chunk *chunk, uint32_t area, uint32_t count,
 		       uint8_t *bytes, unsigned *relied)
 {
-	const struct area_scan *scanned = &chunk->areas[area - chunk->first];
-	uint64_t seed = scan->store->seed;
-	struct area_header header = {
-		.area = area,
-		.durable_slots = scan->end,
-		.entry_count = (uint16_t)count,
-	};
-	uint32_t durable = count;
-	uint32_t has[2];
-	struct entry entry;
+	const struct area_copies *both = &chunk->areas[area - chunk->first].both;
+	uint64_t first = (uint64_t)area * scan->format.geometry.slots_per_area;
+	unsigned choice = both->first_choice;
+	uint32_t durable = count, has[2];
 
-	memset(bytes, 0, AREA_META_BYTES);
-	for (uint32_t i = 0; i < count; i++)
-		if (area_entry(scan, chunk, area - chunk->first, i, &entry))
-			entry_encode(bytes, seed, area, i, &entry);
-	if (scan->durable < (uint64_t)area * scan->geometry->slots_per_area + count) {
-		uint64_t first = (uint64_t)area * scan->geometry->slots_per_area;
-
+	area_copies_unite(&scan->format, both, count, scan->end, bytes);
+	if (scan->durable < first + count)
 		durable = scan->durable > first ? (uint32_t)(scan->durable - first) : 0;
-	}
-	for (unsigned c = 0; c < 2; c++) {
-		has[c] = copy_count(scan, &scanned->copies[c], area, durable);
-		if (scanned->copies[c].valid && scanned->copies[c].header.write_count >= header.write_count)
-			header.write_count = scanned->copies[c].header.write_count + 1;
-	}
-	*relied = has[scanned->newer] >= has[1 - scanned->newer] ? scanned->newer : 1 - scanned->newer;
-	area_header_encode(bytes, seed, &header);
+	for (unsigned c = 0; c < 2; c++)
+		has[c] = area_copy_count(&scan->format, both, c, durable);
+	*relied = has[choice] >= has[1 - choice] ? choice : 1 - choice;
 }
 
 static int area_rewrite(struct scan *scan, uint32_t area, uint32_t count, uint8_t *bytes, unsigned *copy)
@@ -358,12 +316,12 @@ static int area_rewrite(struct scan *scan, uint32_t area, uint32_t count, uint8_
 		chunk->areas[area - chunk->first].has_second = true;
 		meta_read(scan, chunk, area - chunk->first, 1);
 		scan_wait(scan);
-		meta_decode(scan, &chunk->areas[area - chunk->first].copies[1], area);
+		meta_decode(scan, &chunk->areas[area - chunk->first], 1);
 	}
 	area_union(scan, chunk, area, count, bytes, copy);
 	*copy = 1 - *copy;
 	error = disk_write_wait(scan->store->host, scan->store->disk, bytes, AREA_META_BYTES,
-				geometry_meta_offset(scan->geometry, area, *copy));
+				geometry_meta_offset(&scan->format.geometry, area, *copy));
 	return error;
 }
 
@@ -371,7 +329,7 @@ static int area_rewrite(struct scan *scan, uint32_t area, uint32_t count, uint8_
 static int make_appendable(struct scan *scan, uint8_t *bytes)
 {
 	struct store *store = scan->store;
-	uint32_t per_area = scan->geometry->slots_per_area;
+	uint32_t per_area = scan->format.geometry.slots_per_area;
 	uint32_t last = (uint32_t)(scan->end / per_area), used = (uint32_t)(scan->end % per_area);
 	uint64_t first = scan->durable / per_area;
 	unsigned copy;
@@ -393,7 +351,7 @@ static int make_appendable(struct scan *scan, uint8_t *bytes)
 
 static void keep_open_meta(struct scan *scan)
 {
-	uint32_t per_area = scan->geometry->slots_per_area;
+	uint32_t per_area = scan->format.geometry.slots_per_area;
 	uint32_t area = (uint32_t)(scan->end / per_area), used = (uint32_t)(scan->end % per_area);
 	const struct chunk *chunk = chunk_of(scan, area);
 	unsigned relied;
@@ -421,7 +379,7 @@ static int scan_run(struct scan *scan)
 		next = swap;
 	} while (now->count > 0);
 	if (!scan->bounded)
-		scan->end = (uint64_t)now->first * scan->geometry->slots_per_area;
+		scan->end = (uint64_t)now->first * scan->format.geometry.slots_per_area;
 	return 0;
 }
 
@@ -432,8 +390,9 @@ static int scan_store(struct scan *scan, uint8_t *bytes)
 
 	if (error != 0)
 		return error;
-	if (scan->recovery->lost_metadata && scan->end < scan->durable)
-		scan->end = scan->durable;
+	/* What was durable is not there: the file or device has become shorter. What is left ends here. */
+	if (scan->end < scan->durable)
+		scan->recovery->lost_metadata = true;
 	store->end = SLOT(scan->end);
 	if (!scan->bounded)
 		count_cut(scan);
@@ -456,6 +415,8 @@ int store_recover(struct store *store, struct recovery *recovery)
 	recovery->append_error = 0;
 	recovery->slots_cut = 0;
 	recovery->areas_read = 0;
+	recovery->durable_slots = 0;
+	recovery->end_slots = 0;
 	if (scan == NULL || memory == NULL)
 		goto out;
 	error = map_create(superblock_block_count(superblock), &store->map);
@@ -463,8 +424,7 @@ int store_recover(struct store *store, struct recovery *recovery)
 		goto out;
 	scan->store = store;
 	scan->recovery = recovery;
-	scan->geometry = &superblock->geometry;
-	scan->block_count = superblock_block_count(superblock);
+	scan->format = log_format_of(store);
 	scan->bounded = superblock->clean;
 	scan->durable = superblock->clean ? superblock->log_slots : superblock->durable_slots;
 	scan->end = superblock->clean ? superblock->log_slots : 0;
@@ -473,6 +433,8 @@ int store_recover(struct store *store, struct recovery *recovery)
 	scan->chunks[1].memory = memory + chunk_bytes;
 	scan->data = memory + 2 * chunk_bytes;
 	error = scan_store(scan, memory + 2 * chunk_bytes + DATA_BYTES);
+	recovery->durable_slots = scan->durable;
+	recovery->end_slots = scan->end;
 	if (error != 0) {
 		map_destroy(store->map);
 		store->map = NULL;

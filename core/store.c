@@ -114,15 +114,18 @@ uint64_t store_slots_there(const struct store *store)
 static int load_decode(struct store *store, const int read_error[SUPERBLOCK_COPIES], const char **why)
 {
 	struct superblock copies[SUPERBLOCK_COPIES];
-	int error[SUPERBLOCK_COPIES];
+	int *error = store->copy_error;
 	unsigned newest;
 
 	for (unsigned i = 0; i < SUPERBLOCK_COPIES; i++) {
+		store->copy_why[i] = NULL;
 		error[i] = read_error[i];
 		if (error[i] == 0)
-			error[i] = superblock_decode(store->buffer + (size_t)i * SUPERBLOCK_BYTES, &copies[i], why);
-		store->copy_error[i] = error[i];
+			error[i] = superblock_decode(store->buffer + (size_t)i * SUPERBLOCK_BYTES, &copies[i],
+						     &store->copy_why[i]);
 		store->copy_generation[i] = error[i] == 0 ? copies[i].generation : 0;
+		if (store->copy_why[i] != NULL)
+			*why = store->copy_why[i];
 		if (error[i] == -EPROTONOSUPPORT)
 			return error[i];
 	}

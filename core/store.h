@@ -49,7 +49,9 @@ struct store {
 	bool uneven;                  /* both are good, but one is older: a change was cut short */
 	bool outcome_unknown;         /* a change failed: either state may be on disk */
 	unsigned newest_copy;
-	int copy_error[SUPERBLOCK_COPIES]; /* as the last load found each copy: good, or why it does not count */
+	/* What the load found of each copy: 0, a read error, or superblock_decode()'s, and then its `why` (may be NULL). */
+	int copy_error[SUPERBLOCK_COPIES];
+	const char *copy_why[SUPERBLOCK_COPIES];
 	uint64_t copy_generation[SUPERBLOCK_COPIES]; /* of the good ones */
 	uint64_t seed;
 	struct map *map;   /* NULL until recovered */
@@ -82,7 +84,7 @@ struct store {
 	unsigned failed_before; /* barriers_failed when the copy's write began */
 	bool first_written;
 	int first_error;
-	uint8_t *buffer; /* two superblocks */
+	uint8_t *buffer; /* two superblocks; after a load, both copies as they were read */
 	struct store_update waiting; /* store_update_wait()'s */
 	struct disk_io io;
 };
@@ -148,6 +150,8 @@ struct recovery {
 	int append_error;     /* out, with `writable`: why it cannot be made ready for appending; it can be read all the same */
 	uint64_t slots_cut;   /* out: written but not durable, past the log's end */
 	uint64_t areas_read;  /* out */
+	uint64_t durable_slots; /* out: the durable mark that was found; also after a read error */
+	uint64_t end_slots;     /* out: the log's end; after a read error, the slot it happened at */
 };
 __attribute__((warn_unused_result)) int store_recover(struct store *store, struct recovery *recovery);
 

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* See survey.h. An entry is taken from the newer metadata copy where it holds there, else from the other. */
+/* See survey.h. */
 #include "core/survey.h"
 
 #include <errno.h>
 #include <stdlib.h>
+
+#include "core/metadata.h"
 
 static void count_entry(struct survey_counts *counts, const struct entry *entry)
 {
@@ -38,46 +40,54 @@ static void add_counts(struct survey_counts *to, const struct survey_counts *mor
 	to->missing += more->missing;
 }
 
-/* `meta`: both copies, one after the other. */
-static void survey_area(const struct store *store, struct survey *survey, uint32_t number, uint32_t used,
-			const uint8_t *meta)
+static void survey_area(const struct log_format *format, struct survey *survey, uint32_t used,
+			const struct area_copies *both)
 {
-	const struct superblock *superblock = &store->superblock;
-	uint32_t per_area = superblock->geometry.slots_per_area;
-	struct survey_area area = { .area = number };
-	unsigned newer = 0;
+	uint64_t first = (uint64_t)both->area * format->geometry.slots_per_area;
+	struct survey_area area = { .area = both->area };
 
-	for (unsigned c = 0; c < 2; c++)
-		area.header_valid[c] = area_header_decode(meta + (size_t)c * AREA_META_BYTES, store->seed, number, per_area,
-							  &area.headers[c]) == 0;
-	if (area.header_valid[1] &&
-	    (!area.header_valid[0] || area.headers[1].write_count > area.headers[0].write_count))
-		newer = 1;
+	for (unsigned c = 0; c < 2; c++) {
+		area.header_valid[c] = both->copies[c].valid;
+		area.headers[c] = both->copies[c].header;
+	}
 	for (uint32_t i = 0; i < used; i++) {
-		block_t block_count = superblock_block_count(superblock);
 		struct entry entry;
-		bool found = false;
 
-		for (unsigned c = 0; c < 2 && !found; c++)
-			found = entry_decode(meta + (size_t)(c == 0 ? newer : 1 - newer) * AREA_META_BYTES, store->seed,
-					     number, i, block_count, &entry) == 0;
-		if (!found) {
+		if (!area_copies_entry(format, both, i, &entry)) {
 			area.counts.missing++;
 			continue;
 		}
 		count_entry(&area.counts, &entry);
 		if (survey->entry != NULL)
-			survey->entry(SLOT((uint64_t)number * per_area + i), &entry, survey->context);
+			survey->entry(SLOT(first + i), &entry, survey->context);
 	}
 	add_counts(&survey->total, &area.counts);
 	if (survey->area != NULL)
 		survey->area(&area, survey->context);
 }
 
+static int read_area(struct store *store, const struct log_format *format, uint32_t area, uint8_t *meta,
+		     struct area_copies *both)
+{
+	*both = (struct area_copies){ .area = area };
+	for (unsigned c = 0; c < 2; c++) {
+		uint8_t *bytes = meta + (size_t)c * AREA_META_BYTES;
+		int error = disk_read_wait(store->host, store->disk, bytes, AREA_META_BYTES,
+					   geometry_meta_offset(&format->geometry, area, c));
+
+		if (error != 0)
+			return error;
+		both->copies[c].bytes = bytes;
+		area_copy_decode(format, both, c);
+	}
+	area_copies_choose(both);
+	return 0;
+}
+
 int survey_store(struct store *store, struct survey *survey)
 {
-	const struct geometry *geometry = &store->superblock.geometry;
-	uint32_t per_area = geometry->slots_per_area, end = store_end(store).index;
+	const struct log_format format = log_format_of(store);
+	uint32_t per_area = format.geometry.slots_per_area, end = store_end(store).index;
 	uint8_t *meta = aligned_alloc(AREA_META_BYTES, (size_t)2 * AREA_META_BYTES);
 	int error = meta == NULL ? -ENOMEM : 0;
 
@@ -86,13 +96,12 @@ int survey_store(struct store *store, struct survey *survey)
 	survey->failed_area = 0;
 	for (uint32_t area = 0; area < survey->areas && error == 0; area++) {
 		uint32_t left = end - area * per_area;
+		struct area_copies both;
 
 		survey->failed_area = area;
-		for (unsigned c = 0; c < 2 && error == 0; c++)
-			error = disk_read_wait(store->host, store->disk, meta + (size_t)c * AREA_META_BYTES,
-					       AREA_META_BYTES, geometry_meta_offset(geometry, area, c));
+		error = read_area(store, &format, area, meta, &both);
 		if (error == 0)
-			survey_area(store, survey, area, left < per_area ? left : per_area, meta);
+			survey_area(&format, survey, left < per_area ? left : per_area, &both);
 	}
 	free(meta);
 	return error;

@@ -406,6 +406,21 @@ int superblock_decode(const uint8_t in[static SUPERBLOCK_BYTES], struct superblo
 	return 0;
 }
 
+bool superblock_looks_torn(const uint8_t damaged[static SUPERBLOCK_BYTES], const uint8_t good[static SUPERBLOCK_BYTES])
+{
+	struct superblock version, other;
+	uint8_t whole[SUPERBLOCK_BYTES];
+
+	if (memcmp(damaged, good, AT_CHECKSUM) == 0)
+		return true;
+	if (memcmp(damaged + HEADER_BYTES, good + HEADER_BYTES, SUPERBLOCK_BYTES - HEADER_BYTES) != 0)
+		return false;
+	memcpy(whole, damaged, AT_CHECKSUM);
+	put_u64(whole + AT_CHECKSUM, XXH3_64bits(whole, AT_CHECKSUM));
+	return superblock_decode(whole, &version, NULL) == 0 && superblock_decode(good, &other, NULL) == 0 &&
+	       uuid_equal(&version.store_uuid, &other.store_uuid) && version.generation != other.generation;
+}
+
 bool name_is_valid(const char *name)
 {
 	static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";

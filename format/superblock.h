@@ -113,6 +113,12 @@ void superblock_encode(uint8_t out[static SUPERBLOCK_BYTES], const struct superb
 __attribute__((warn_unused_result)) int superblock_decode(const uint8_t in[static SUPERBLOCK_BYTES],
 							  struct superblock *superblock, const char **why);
 
+/*
+ * Whether a copy that superblock_decode() finds damaged is what is left when the power fails while one version is written
+ * over another, the store's other copy `good` being one of the two: everything is of one of them, but for the checksum.
+ */
+bool superblock_looks_torn(const uint8_t damaged[static SUPERBLOCK_BYTES], const uint8_t good[static SUPERBLOCK_BYTES]);
+
 /* Whether `name` may name a snapshot or a volume: 1 to 63 of A-Za-z0-9._-, no leading '-' or '.', not "origin". */
 bool name_is_valid(const char *name);
 

@@ -704,6 +704,8 @@ int probe_busy(const char *path, char text[static PROBE_TEXT_BYTES])
 int probe_written(const char *path, char text[static PROBE_TEXT_BYTES])
 {
 	return probe_use(path, true, text);
+}
+
 struct opener_search {
 	const char *path;
 	char *text; /* PROBE_TEXT_BYTES */

@@ -7,12 +7,14 @@
 source "$BATS_TEST_DIRNAME/helpers.bash"
 
 commands=(format serve snapshot drop list status stop inspect replay diff)
+# These exit as fsck does, with 16.
+fsck_commands=(check repair)
 
 @test "--help names every command and exits with 0" {
 	rowsnap --help >stdout 2>stderr
 	[[ ! -s stderr ]]
 	head -n 1 stdout | grep -q '^Usage: rowsnap '
-	for command in "${commands[@]}"; do
+	for command in "${commands[@]}" "${fsck_commands[@]}"; do
 		grep -Eq "(^| )$command( |$)" stdout
 	done
 }
@@ -25,7 +27,7 @@ commands=(format serve snapshot drop list status stop inspect replay diff)
 }
 
 @test "COMMAND --help shows how to use that command" {
-	for command in "${commands[@]}"; do
+	for command in "${commands[@]}" "${fsck_commands[@]}"; do
 		rowsnap "$command" --help >stdout 2>stderr
 		[[ ! -s stderr ]]
 		head -n 1 stdout | grep -q "^Usage: rowsnap $command "
@@ -43,6 +45,8 @@ commands=(format serve snapshot drop list status stop inspect replay diff)
 		[inspect]='--areas --exceptions --json'
 		[replay]='--snapshot --output --force --skip-lost --accept-origin --progress'
 		[diff]='--from --to --exact --json --null --accept-origin'
+		[check]='--quick --json --progress'
+		[repair]='--dry-run --yes --json --progress'
 	)
 
 	for command in "${!options[@]}"; do

@@ -909,6 +909,8 @@ static void end_life(struct run *run)
 		sim_crash_now(run->host, CRASH_KILL);
 	}
 	after_crash(run);
+	if (!may_fail(run))
+		sim_check_stores(run->host, run->stores, run->store_count);
 }
 
 static void plan_crash(struct run *run, enum crash_kind kind, uint64_t steps)

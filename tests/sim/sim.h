@@ -7,6 +7,7 @@
  *   sim.c        the command line
  *   run.c        one run: the lives of a server, what clients ask of it, and what they may be answered
  *   oracle.c     what each sector of the origin and of each snapshot may hold
+ *   check.c      check finds no fault in what a crash leaves
  *   sim-disk.c   io/disk.h on memory; crashes and faults
  *   sim-host.c   the volume's record in memory, messages, random numbers
  */
@@ -138,6 +139,11 @@ void oracle_snapshot_end(struct oracle *oracle, struct oracle_snapshot *snapshot
 void oracle_snapshot_destroy(struct oracle *oracle, struct oracle_snapshot *snapshot);
 void oracle_check_snapshot(struct oracle *oracle, struct oracle_snapshot *snapshot, uint64_t offset, uint64_t length,
 			   const uint8_t *data);
+
+/* ---- check.c ---- */
+
+/* None of these is open. Leaves the run as it is. */
+void sim_check_stores(struct disk_host *host, struct sim_file *const *files, size_t count);
 
 /* ---- run.c ---- */
 

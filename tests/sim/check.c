@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What a stop or a crash leaves is no damage: check must find no fault in any store, whatever the simulator did, as long as
+ * no disk failed.
+ */
+#include <stdlib.h>
+
+#include "core/check.h"
+#include "tests/sim/sim.h"
+
+/*
+ * A power cut may leave rubbish in a sector of the one superblock copy that was being written, and of a store that was being
+ * wiped both copies may be gone. And a run leaves stores of several volumes behind.
+ */
+static bool is_excused(enum check_code code)
+{
+	return code == FOUND_SUPERBLOCK_COPY_DAMAGED || code == FOUND_SUPERBLOCK_LOST || code == FOUND_CHAIN_CONTRADICTION;
+}
+
+static void found(const struct check_finding *finding, void *context)
+{
+	const struct check_kind *kind = check_kind(finding->code);
+
+	(void)context;
+	sim_trace("check: %s: %s: %s", finding->store->store->path, kind->code, finding->text);
+	if (kind->severity != CHECK_NOTICE && !is_excused(finding->code))
+		sim_fail("check calls store %s damaged: %s: %s", finding->store->store->path, kind->code, finding->text);
+}
+
+void sim_check_stores(struct disk_host *host, struct sim_file *const *files, size_t count)
+{
+	struct check_store *stores = calloc(count, sizeof(*stores));
+	struct check check = { .host = host, .stores = stores, .found = found };
+
+	if (stores == NULL)
+		sim_fail("out of memory");
+	sim_set_immediate(host, true);
+	for (size_t i = 0; i < count; i++)
+		if (store_open(host, sim_file_name(files[i]), DISK_OPEN_READ_ONLY | DISK_OPEN_LOCK,
+			       &stores[check.count].store) == 0)
+			check.count++;
+	if (check.count > 0 && check_run(&check) != 0)
+		sim_fail("out of memory");
+	for (size_t i = 0; i < check.count; i++)
+		store_close(stores[i].store);
+	check_end(&check);
+	sim_set_immediate(host, false);
+	free(stores);
+}
