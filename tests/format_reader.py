@@ -24,6 +24,7 @@ AREA_MAGIC, METADATA_BYTES, ENTRIES_MAX = b"RSar", 4096, 254
 SLOTS_MAX, ORIGIN_BYTES_MAX = 0xfffffff0, 1 << 44
 EMPTY, PREPARED, ACTIVE, SEALED, MERGING = range(5)
 DATA, ZERO, LOST, VOID, FINGERPRINT = range(1, 6)
+ROLE_SNAPSHOT = 1
 TYPE_NAMES = {DATA: "data", ZERO: "zero", LOST: "lost", VOID: "void", FINGERPRINT: "fingerprint"}
 BROKEN_METADATA = 4
 NIL = bytes(16)
@@ -301,8 +302,10 @@ class Store:
         self.known_checksums = {}
         self.mark = self.superblock.log_slots if self.superblock.clean else self.find_mark()
         self.log = self.read_log()
-        missing = None in self.log
-        self.broken = self.superblock.broken_reason or (BROKEN_METADATA if missing else 0)
+        is_short = len(self.log) < self.mark
+        if is_short and self.superblock.clean:
+            raise Refused(f"{path} is shorter than its log")
+        self.broken = self.superblock.broken_reason or (BROKEN_METADATA if is_short or None in self.log else 0)
         self.by_block = {}
         for slot, entry in enumerate(self.log):
             for block in entry.names() if entry else ():
@@ -331,7 +334,7 @@ class Store:
         return self.slot_has(slot, self.log[slot].value)
 
     def areas_max(self):
-        """A file without a limit can hold any number; nothing lies past its end."""
+        """How many the store can come to have."""
         most = SLOTS_MAX // self.superblock.slots_per_area
         if self.superblock.limit_bytes:
             room = self.superblock.limit_bytes - self.superblock.first_area_offset
@@ -339,7 +342,7 @@ class Store:
         return most
 
     def areas_present(self):
-        """Areas of which anything can be read but zeroes."""
+        """How many are there: a file may end within the last."""
         present = len(self.data) - self.superblock.first_area_offset
         return min(self.areas_max(), max(0, -(-present // self.superblock.area_bytes)))
 
@@ -353,7 +356,7 @@ class Store:
         return mark
 
     def read_log(self):
-        """Ends at the mark when clean. Past the end of the file all entries are missing, so one None stands for all."""
+        """Ends at the mark when clean, and where the areas end in any case."""
         per_area, log = self.superblock.slots_per_area, []
         for number in range(self.areas_present()):
             area = Area(self, number)
@@ -362,7 +365,7 @@ class Store:
                 if slot >= self.mark and (self.superblock.clean or not self.goes_on(entry, slot)):
                     return log
                 log.append(entry)
-        return log + [None] if len(log) < self.mark else log
+        return log
 
     def goes_on(self, entry, slot):
         if entry is None:
@@ -412,8 +415,10 @@ class Chain:
         by_uuid = {store.superblock.uuid: store for store in given}
         if len(by_uuid) != len(given):
             raise Refused("a store was given twice")
+        if len({store.superblock.name for store in given}) != len(given):
+            raise Refused("two stores have a snapshot of the same name")
         same = {(s.superblock.volume, s.superblock.origin_bytes, s.superblock.block_bytes) for s in given}
-        if len(same) > 1:
+        if len(same) > 1 or any(store.superblock.role != ROLE_SNAPSHOT for store in given):
             raise Refused("stores of several volumes, or volumes of several kinds")
         left = list(given)
         while True:
@@ -451,12 +456,20 @@ class Chain:
         return ordered
 
     def check_states(self):
-        states = [store.superblock.state for store in self.stores]
-        being_dropped = states[-2:] == [ACTIVE, SEALED] and self.stores[-2].superblock.fold_source != NIL
-        newest = states[-1:] in ([ACTIVE], [PREPARED], [])
-        others = states[:-2] if being_dropped else states[:-1]
-        if MERGING not in states and (not (newest or being_dropped) or set(others) - {SEALED}):
+        superblocks = [store.superblock for store in self.stores]
+        states = [superblock.state for superblock in superblocks]
+        if not states or MERGING in states:
+            return
+        folds = [i for i, superblock in enumerate(superblocks) if superblock.fold_source != NIL]
+        newer = [superblock.uuid for superblock in superblocks[1:]] + [None]
+        if len(folds) > 1 or any(superblocks[i].fold_source != newer[i] for i in folds):
+            raise Refused("a fold from elsewhere")
+        newest_is_dropped = states[-2:] == [ACTIVE, SEALED] and folds == [len(states) - 2]
+        others = states[:-2] if newest_is_dropped else states[:-1]
+        if set(others) - {SEALED}:
             raise Refused("the states do not make a chain")
+        if states[-1] != ACTIVE and len(states) == 1 and superblocks[0].predecessor != NIL:
+            raise Refused("the newest is unfinished, and its predecessor was not given")
 
     def find(self, name):
         return next(i for i, store in enumerate(self.stores) if store.superblock.name == name)
@@ -465,7 +478,9 @@ class Chain:
         return store.broken != 0 or any(other.superblock.witness == store.superblock.uuid for other in self.stores)
 
     def receiver(self):
-        """The store that receives exceptions."""
+        """The store that receives exceptions; before a prepared one does, it is its predecessor that received them."""
+        if self.stores[-1].superblock.state == PREPARED:
+            return self.stores[-2]
         return next((s for s in self.stores if s.superblock.state == ACTIVE), self.stores[-1])
 
     def origin_is_good(self, origin):

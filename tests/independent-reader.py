@@ -185,9 +185,12 @@ def compare(volume, what):
     return chain
 
 
+def has_replay(folder):
+    return b"\n  replay " in folder.run(ROWSNAP, "--help").stdout
+
+
 def compare_replay(volume, what):
-    if b"\n  replay " not in volume.run(ROWSNAP, "--help").stdout:
-        check(f"{what}: replay writes the same", True, " # SKIP there is no command replay")
+    if not has_replay(volume):
         return
     same = True
     for name in volume.stores:
@@ -362,6 +365,11 @@ def test_store_used_again():
         volume.start()
         volume.kill_while_writing()
         compare(volume, "used again, killed")
+
+
+def test_replay_was_compared():
+    with Folder() as folder:
+        check("replay was compared too", True, "" if has_replay(folder) else " # SKIP there is no command replay")
 
 
 def test_reader_sees_damage():
