@@ -293,10 +293,12 @@ class Area:
 class Store:
     """One store, read when it is made: superblock, log, broken (the reason's number)."""
 
-    def __init__(self, path):
-        self.path = path
-        with open(path, "rb") as file:
-            self.data = file.read()
+    def __init__(self, path, data=None):
+        """With data, what the file would hold."""
+        self.path, self.data = path, data
+        if data is None:
+            with open(path, "rb") as file:
+                self.data = file.read()
         self.superblock, self.good_copies = newest_copy([self.read(at, SUPERBLOCK_BYTES) for at in SUPERBLOCK_OFFSETS])
         self.seed = self.superblock.seed
         self.known_checksums = {}

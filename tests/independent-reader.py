@@ -17,13 +17,10 @@ import threading
 import time
 
 import format_reader
-import writer
-from format_reader import Chain, Entry, Header, Refused, Store, Superblock
-from served import ROWSNAP, SLOW, Folder
+from format_reader import Chain, Entry, Header, Refused, Store
+from served import KIB, MIB, ROWSNAP, SLOW, Folder, Volume
 from xxh3 import xxh3_64
 
-KIB, MIB = 1024, 1024 * 1024
-RUNNING_SECONDS = 0.3
 count = failed = 0
 
 
@@ -34,110 +31,13 @@ def check(text, ok, directive=""):
     print(f"{'ok' if ok else 'not ok'} {count} - {text}{directive}", flush=True)
 
 
-# ---- making stores
-
-
-class Volume(Folder):
-    """An origin, disk.img, its server, and what each snapshot held: expected[NAME]."""
-
-    def __init__(self, origin_bytes, block_bytes=4 * KIB, slots_per_area=254, seed=1):
-        super().__init__()
-        self.chance = random.Random(seed)
-        self.origin_bytes, self.block_bytes, self.slots_per_area = origin_bytes, block_bytes, slots_per_area
-        self.expected, self.stores, self.server = {}, {}, None
-        self.origin = self.path / "disk.img"
-        self.origin.write_bytes(self.chance.randbytes(origin_bytes))
-
-    def start(self):
-        self.server = self.serve("disk.img", *self.stores.values())
-        if not self.server.is_ready:
-            raise RuntimeError(f"not served: {self.server.error_lines()}")
-
-    def stop(self):
-        self.server.stop()
-
-    def format(self, path):
-        """Small areas make small stores of many: no option asks for them, but every reader must know them."""
-        self.rowsnap("format", f"--block-size={self.block_bytes}", path)
-        with open(self.path / path, "r+b") as file:
-            superblock = Superblock.decode(file.read(format_reader.SUPERBLOCK_BYTES))
-            superblock.slots_per_area = self.slots_per_area
-            for offset in format_reader.SUPERBLOCK_OFFSETS:
-                file.seek(offset)
-                file.write(superblock.encode())
-
-    def snapshot(self, name, path=None):
-        path = path or f"{name}.store"
-        self.format(path)
-        self.rowsnap("snapshot", "v", name, path)
-        self.stores[name] = path
-
-    def drop(self, name):
-        self.rowsnap("drop", "v", name)
-        self.forget(name)
-
-    def forget(self, name):
-        self.expected.pop(name)
-        return self.stores.pop(name)
-
-    def qemu_io(self, *commands):
-        self.must("qemu-io", "-f", "raw", *(word for command in commands for word in ("-c", command)),
-                  self.uri("origin"))
-
-    def fio(self, *options):
-        self.must("fio", "--name=load", "--ioengine=nbd", f"--uri={self.uri('origin')}", "--randrepeat=1", *options)
-
-    def write(self, requests, offset_max=None):
-        """Random requests of all sizes."""
-        client = writer.Client(self.socket(), "origin")
-        for _ in range(requests):
-            offset = self.chance.randrange(offset_max or self.origin_bytes)
-            length = min(self.chance.choice([512, 1000, 4096, 65536]), self.origin_bytes - offset)
-            kind = self.chance.choice([writer.WRITE, writer.WRITE, writer.WRITE, writer.ZEROES])
-            error, _ = client.request(kind, offset, length, self.chance.randbytes(length) * (kind == writer.WRITE))
-            if error:
-                raise RuntimeError(f"error {error} for a write")
-        client.sock.close()
-
-    def remember(self):
-        """What each snapshot holds, from the running server."""
-        for name in self.stores:
-            self.must("nbdcopy", self.uri(name), f"{name}.expected")
-            self.expected[name] = (self.path / f"{name}.expected").read_bytes()
-
-    def kill_while_writing(self):
-        """SIGKILL under load; writes go on until the server is gone."""
-        began, ended = threading.Event(), []
-
-        def load():
-            try:
-                client = writer.Client(self.socket(), "origin")
-                while True:
-                    offset = self.chance.randrange(0, self.origin_bytes - 8 * KIB, 512)
-                    client.request(writer.WRITE, offset, 8 * KIB, self.chance.randbytes(8 * KIB))
-                    began.set()
-            except OSError as error:
-                ended.append(error)
-
-        thread = threading.Thread(target=load)
-        thread.start()
-        ready = began.wait(20 * SLOW)
-        threading.Event().wait(RUNNING_SECONDS * self.chance.random())
-        self.server.kill()
-        thread.join()
-        if not ready or not ended:
-            raise RuntimeError("there was no load")
-
-    def names(self):
-        return [snapshot["name"] for snapshot in json.loads(self.rowsnap("list", "v", "--json"))["snapshots"]]
-
-    def open_chain(self):
-        stores = [Store(self.path / path) for path in self.stores.values()]
-        self.chance.shuffle(stores)
-        return Chain(stores)
-
-
 # ---- comparing
+
+
+def open_chain(volume):
+    stores = [Store(volume.path / path) for path in volume.stores.values()]
+    volume.chance.shuffle(stores)
+    return Chain(stores)
 
 
 def shown(store, path):
@@ -158,7 +58,7 @@ def shown(store, path):
 
 def compare(volume, what):
     """Everything the reader finds in the stopped volume's stores."""
-    chain = volume.open_chain()
+    chain = open_chain(volume)
     order = [store.superblock.name for store in chain.stores]
     check(f"{what}: the stores' order", order == list(volume.stores))
     for store in chain.stores:
