@@ -2,16 +2,16 @@
 /*
  * Reading a store's log back.
  *
- * The log is scanned in chunks of areas, with the next chunk already read: its headers tell whether what is missing here
- * lies before the durable mark. Of each area copy 0 of the metadata is read, and copy 1 when copy 0 is not whole, or when
- * its header is needed, for it may tell the mark. An entry counts from the newer copy (larger write count) where it holds
- * there, else from the other.
+ * The log is scanned in chunks of areas, with the next chunk already read: its headers tell whether what is missing
+ * here lies before the durable mark. Of each area copy 0 of the metadata is read, and copy 1 when copy 0 is not whole,
+ * or when its header is needed, for it may tell the mark. An entry counts from the newer copy (larger write count)
+ * where it holds there, else from the other.
  *
  *   clean or sealed   the log ends at log_slots exactly
  *   otherwise         before the durable mark (the largest that the superblock or any header tells) nothing is cut: an
- *                     entry that neither copy restores loses metadata, which breaks the snapshot. Past the mark the log
- *                     ends at the first entry that does not hold, or whose data does not; a read error there is an error.
- *                     It ends where the store does in any case; with the mark behind that, metadata is lost too.
+ *                     entry that neither copy restores loses metadata, which breaks the snapshot. Past the mark the
+ *                     log ends at the first entry that does not hold, or whose data does not; a read error there is an
+ *                     error. It ends where the store does in any case; with the mark behind that, metadata is lost.
  *
  * With `writable`, a log that was not clean ends with a barrier (what was read may be in a cache only), and the metadata of
  * every area from the durable mark on is written anew to the copy not relied upon: nothing that a commit given up has

@@ -234,7 +234,7 @@ def mutated(healthy, chance):
 
 
 def try_mutation(folder, case, only_rot, number):
-    """Serves it. Where a false statement has a right checksum, or what is past the mark rots, wrong bytes are no fault."""
+    """Where a false statement has a right checksum, wrong bytes are no fault."""
     folder.renew()
     case.write(folder.path)
     try:
