@@ -119,6 +119,9 @@ static int place_after(struct chain_entry *last, struct chain_entry *entry, cons
 	const struct superblock *older = last->superblock, *one = entry->superblock;
 
 	*is_next = uuid_equal(&older->successor_uuid, &one->store_uuid);
+	if (*is_next && one->sequence == older->sequence)
+		return complain(verdict, -EINVAL, entry->path, "has the same sequence number as %s, which is older",
+				last->path);
 	if (*is_next)
 		return 0;
 	if (uuid_is_nil(&older->successor_uuid)) {

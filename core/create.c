@@ -440,6 +440,12 @@ void create_start(struct volume *volume, struct operation *operation)
 		create_fail(volume, -EINVAL, "", 0);
 		return;
 	}
+	if (volume->sequence_last == UINT64_MAX) {
+		complaint_set(&operation->complaint, operation->name,
+			      "no sequence number is left: a snapshot here has the last there is");
+		create_fail(volume, -EOVERFLOW, "", 0);
+		return;
+	}
 	error = store_open(volume->host, operation->store_path, DISK_OPEN_LOCK, &operation->store);
 	if (error != 0) {
 		complain_busy(volume, operation->store_path, error);

@@ -2,15 +2,16 @@
 /*
  * Reading a store's log back.
  *
- * The log is scanned in chunks of areas, with the next chunk already read: its headers tell whether what is missing here
- * lies before the durable mark. Of each area copy 0 of the metadata is read, and copy 1 when copy 0 is not whole. An entry
- * counts from the newer copy (larger write count) where it holds there, else from the other.
+ * The log is scanned in chunks of areas, with the next chunk already read: its headers tell whether what is missing
+ * here lies before the durable mark. Of each area copy 0 of the metadata is read, and copy 1 when copy 0 is not whole,
+ * or when its header is needed, for it may tell the mark. An entry counts from the newer copy (larger write count)
+ * where it holds there, else from the other.
  *
  *   clean or sealed   the log ends at log_slots exactly
  *   otherwise         before the durable mark (the largest that the superblock or any header tells) nothing is cut: an
- *                     entry that neither copy restores loses metadata, which breaks the snapshot. Past the mark the log
- *                     ends at the first entry that does not hold, or whose data does not; a read error there is an error.
- *                     A store that is shorter than its durable mark has lost metadata, too.
+ *                     entry that neither copy restores loses metadata, which breaks the snapshot. Past the mark the
+ *                     log ends at the first entry that does not hold, or whose data does not; a read error there is an
+ *                     error. It ends where the store does in any case; with the mark behind that, metadata is lost.
  *
  * With `writable`, a log that was not clean ends with a barrier (what was read may be in a cache only), and the metadata of
  * every area from the durable mark on is written anew to the copy not relied upon: nothing that a commit given up has
@@ -136,7 +137,7 @@ static void chunk_read(struct scan *scan, struct chunk *chunk, uint32_t first)
 
 		scan->recovery->areas_read++;
 		meta_decode(scan, area, 0);
-		area->has_second = !first_copy_is_whole(scan, &area->both);
+		area->has_second = !scan->bounded || !first_copy_is_whole(scan, &area->both);
 		if (area->has_second)
 			meta_read(scan, chunk, at, 1);
 	}
@@ -311,13 +312,6 @@ static int area_rewrite(struct scan *scan, uint32_t area, uint32_t count, uint8_
 
 	if (chunk == NULL)
 		return 0;
-	if (!chunk->areas[area - chunk->first].has_second) {
-		/* Without its second copy the union would not know which is relied upon. */
-		chunk->areas[area - chunk->first].has_second = true;
-		meta_read(scan, chunk, area - chunk->first, 1);
-		scan_wait(scan);
-		meta_decode(scan, &chunk->areas[area - chunk->first], 1);
-	}
 	area_union(scan, chunk, area, count, bytes, copy);
 	*copy = 1 - *copy;
 	error = disk_write_wait(scan->store->host, scan->store->disk, bytes, AREA_META_BYTES,
@@ -332,7 +326,7 @@ static int make_appendable(struct scan *scan, uint8_t *bytes)
 	uint32_t per_area = scan->format.geometry.slots_per_area;
 	uint32_t last = (uint32_t)(scan->end / per_area), used = (uint32_t)(scan->end % per_area);
 	uint64_t first = scan->durable / per_area;
-	unsigned copy;
+	unsigned copy = 0;
 	int error = disk_flush_wait(store->host, store->disk);
 
 	if (last > 0 && first >= last)

@@ -113,6 +113,9 @@ static void refusals(void)
 	check("two snapshots of one name are refused",
 	      chain_order(entries, 4, &verdict) == -EINVAL && strstr(verdict.why, "same name") != NULL);
 	healthy();
+	supers[2].sequence = supers[1].sequence;
+	check("two of one sequence number are refused", chain_order(entries, 4, &verdict) == -EINVAL);
+	healthy();
 	supers[0].state = STATE_EMPTY;
 	check("an empty store is refused",
 	      chain_order(entries, 4, &verdict) == -EINVAL && strstr(verdict.why, "empty store") != NULL);
