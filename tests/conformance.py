@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -796,7 +797,8 @@ def run_case(transport, case):
         case(volume)
         volume.finish()
         return None
-    except (Wrong, OSError, AssertionError, ValueError, KeyError, threading.BrokenBarrierError) as error:
+    except (Wrong, OSError, AssertionError, ValueError, KeyError, threading.BrokenBarrierError,
+            subprocess.SubprocessError) as error:
         frame = error.__traceback__
         while frame.tb_next and frame.tb_next.tb_frame.f_code.co_filename == __file__:
             frame = frame.tb_next

@@ -55,13 +55,15 @@ def read_all(device):
     return b"".join(device.read(at, min(PIECE, device.size - at)) for at in range(0, device.size, PIECE))
 
 
-class Volume:
-    def __init__(self, transport_class, model, *options):
+class Server:
+    """`rowsnap serve` of an image in a folder of its own, which begins as a hole of `size` bytes."""
+
+    def __init__(self, transport_class, size, *options):
         self.folder = tempfile.mkdtemp(prefix="rowsnap.")
         self.transport_class = transport_class
         self.transport = None
         self.options = options
-        self.model = model
+        self.wrapper = []  # a command that the server is to be run by
         self.snapshots = {}
         self.devices = {}
         self.process = None
@@ -69,7 +71,7 @@ class Volume:
         for name in ("run", "state"):
             os.mkdir(f"{self.folder}/{name}", 0o700)
         with open(self.origin, "wb") as file:
-            file.write(model)
+            file.truncate(size)
 
     @property
     def origin(self):
@@ -86,8 +88,8 @@ class Volume:
             "ROWSNAP_RUNDIR": self.folder + "/run", "ROWSNAP_STATEDIR": self.folder + "/state"}
         with open(self.folder + "/server.out", "wb") as output, open(self.folder + "/server.err", "ab") as errors:
             self.process = subprocess.Popen(
-                [PROGRAM, "serve", self.origin, "--volume=demo", *arguments, *self.options], stdin=subprocess.DEVNULL,
-                stdout=output, stderr=errors, env=self.environment, cwd=self.folder)
+                [*self.wrapper, PROGRAM, "serve", self.origin, "--volume=demo", *arguments, *self.options],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=self.environment, cwd=self.folder)
         deadline = time.monotonic() + DEADLINE_SECONDS
         while "rowsnap: ready\n" not in self.said("out"):
             expect(self.process.poll() is None, f"the server ends instead of starting: {self.said('err')}")
@@ -95,7 +97,6 @@ class Volume:
             time.sleep(0.005)
         for name in ("origin", *self.snapshots):
             self.transport.wait_for(name)
-        return self
 
     def said(self, kind):
         with open(f"{self.folder}/server.{kind}", encoding="utf-8", errors="replace") as file:
@@ -134,10 +135,8 @@ class Volume:
         return done.stdout
 
     def snapshot(self, name, *options):
-        """Takes one; what it must hold is a copy of the model as it is now."""
-        content = bytes(self.model)
         self.run("snapshot", "demo", name, self.store(name), *options)
-        self.snapshots[name] = content
+        self.snapshots[name] = None
         self.transport.wait_for(name)
 
     def drop(self, name):
@@ -155,11 +154,35 @@ class Volume:
     def status(self):
         return json.loads(self.run("status", "demo", "--json"))
 
-    # What is in it.
     def device(self, name="origin"):
         if name not in self.devices:
             self.devices[name] = self.transport.open(name)
         return self.devices[name]
+
+    def clear(self):
+        """Leaves nothing behind, whatever state it is in."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+        if self.transport:
+            self.leave()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Volume(Server):
+    """With what is in it."""
+
+    def __init__(self, transport_class, model, *options):
+        super().__init__(transport_class, len(model), *options)
+        self.model = model
+        with open(self.origin, "r+b") as file:
+            file.write(model)
+
+    def snapshot(self, name, *options):
+        """What it must hold is a copy of the model as it is now."""
+        content = bytes(self.model)
+        super().snapshot(name, *options)
+        self.snapshots[name] = content
 
     def write(self, offset, data, fua=False):
         self.device().write(offset, data, fua)
@@ -187,12 +210,3 @@ class Volume:
         self.expect_image()
         noise = [line for line in self.said("err").splitlines() if line.startswith("rowsnap serve: ")]
         expect(not noise, f"the server said {noise}")
-
-    def clear(self):
-        """Leaves nothing behind, whatever state it is in."""
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-        if self.transport:
-            self.leave()
-        shutil.rmtree(self.folder, ignore_errors=True)
