@@ -649,7 +649,7 @@ def case_stopped_under_load(volume):
         for writer in writers:
             crew.go(writer.work_until_error, device)
         wait_until(lambda: min(writer.answered for writer in writers) > 20, "some writes")
-        volume.run("stop", "demo")
+        volume.run("stop", "--force", "demo")  # also where somebody has a device open
         expect(volume.process.wait(20 * SLOW) == 0, f"the server exits with {volume.process.returncode}")
         volume.leave()
     settle(volume, writers)

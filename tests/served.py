@@ -12,11 +12,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 
-from transports import DEADLINE_SECONDS, SLOW
+from transports import DEADLINE_SECONDS, PROGRAM, SLOW
 
-PROGRAM = os.environ.get("ROWSNAP") or os.path.join(os.path.dirname(__file__), "../build/rowsnap")
 PIECE = 1 << 20
 
 
@@ -66,6 +66,7 @@ class Server:
         self.wrapper = []  # a command that the server is to be run by
         self.snapshots = {}
         self.devices = {}
+        self.lock = threading.Lock()  # of these
         self.process = None
         self.environment = {}
         for name in ("run", "state"):
@@ -155,9 +156,10 @@ class Server:
         return json.loads(self.run("status", "demo", "--json"))
 
     def device(self, name="origin"):
-        if name not in self.devices:
-            self.devices[name] = self.transport.open(name)
-        return self.devices[name]
+        with self.lock:
+            if name not in self.devices:
+                self.devices[name] = self.transport.open(name)
+            return self.devices[name]
 
     def clear(self):
         """Leaves nothing behind, whatever state it is in."""
