@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""File systems on the origin's loop device, at work while snapshots are taken: filesystems.py [ext4|xfs|btrfs]. Prints TAP.
+"""File systems on the origin's loop device, at work while snapshots are taken: filesystems.py [NAME]. Prints TAP.
 
-A tree of many small files is complete and synced; then fio and a churn of names work beside it, and snapshots are taken,
-with --freeze and without. A frozen one must be clean as it is; one that is not, as clean as after a power cut: once its
-journal is replayed. Files that were synced before are in both. (filesystems.py --churn FOLDER SEED is that churn.)
+A tree of many small files is complete and synced; then fio and a churn of names work beside it, and snapshots are
+taken, with --freeze and without. A frozen one must be clean as it is; one that is not, as clean as after a power cut:
+once its journal is replayed. Files that were synced before are in both. (filesystems.py --churn FOLDER SEED is that
+churn.)
 """
 import hashlib
 import os
@@ -69,8 +70,8 @@ class Btrfs(FileSystem):
 
 def run(*command, good=(0,)):
     """Runs a tool, which must succeed; what it said."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          errors="replace", timeout=120 * SLOW, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, errors="replace", timeout=120 * SLOW, check=False)
     expect(done.returncode in good, f"{' '.join(command)}: exit status {done.returncode}: {done.stdout[-2000:]}")
     return done.stdout
 
@@ -118,7 +119,8 @@ def churn(top, seed):
 
     while True:
         try:
-            chance.choice((create, create, truncate, os.rename, os.link, unlink))(chance.choice(names), chance.choice(names))
+            change = chance.choice((create, create, truncate, os.rename, os.link, unlink))
+            change(chance.choice(names), chance.choice(names))
         except (FileNotFoundError, FileExistsError):
             pass
 
@@ -136,7 +138,8 @@ class Busy:
         os.makedirs(self.top + "/fio", exist_ok=True)
         self.processes.append(subprocess.Popen(
             ["fio", "--name=x", f"--directory={self.top}/fio", "--rw=randwrite", "--bs=4k", "--size=16m", "--fsync=64",
-             "--time_based", "--runtime=1000", "--rate_iops=4000", "--thread"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+             "--time_based", "--runtime=1000", "--rate_iops=4000", "--thread"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         self.wait_for_work()
         return self
 

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The server and writers in memory cgroups far smaller than what the writers make dirty. Prints TAP.
 
-Dirty pages of a file system on our loop device can only go away through the server. When it needs memory itself, and the
-kernel has it wait for pages to be written, they wait for each other: here that would be seen. A watchdog ends what does
-not end: it kills, and aborts the FUSE connection, without which nobody could.
+Dirty pages of a file system on our loop device can only go away through the server. When it needs memory itself, and
+the kernel has it wait for pages to be written, they wait for each other: here that would be seen. A watchdog ends what
+does not end: it kills, and aborts the FUSE connection, without which nobody could.
 
-All is done twice: with the server in a cgroup of its own, as service managers have it, and together with the writers. In
-version 1 of cgroups an allocation waits for whatever the same cgroup has under writeback, and what the kernel allocates
-in our name does so as well: there the second needs PR_SET_IO_FLUSHER, and so CAP_SYS_RESOURCE.
+All is done twice: with the server in a cgroup of its own, as service managers have it, and together with the writers.
+In version 1 of cgroups an allocation waits for whatever the same cgroup has under writeback, and so does what the
+kernel allocates in our name: there the second needs PR_SET_IO_FLUSHER, and so CAP_SYS_RESOURCE.
 """
 import contextlib
 import hashlib
@@ -136,7 +136,7 @@ class Bench:
             if process:
                 process.kill()
         # Forced, it aborts the connection: who waits for an answer gets an error.
-        subprocess.run(["umount", "-f", self.server.transport.folder], stdin=subprocess.DEVNULL,
+        subprocess.run(["umount", "-f", self.server.transport.mount_point], stdin=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL, check=False)
 
     def begin(self, *command):
@@ -164,7 +164,8 @@ class Bench:
 
 
 def tool(*command):
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS,
+                          check=False)
     expect(done.returncode == 0, f"{' '.join(command)}: {done.stderr}")
 
 
@@ -190,7 +191,8 @@ def check_large_file(bench):
 def check_many_writers(bench):
     """so are many at once over it, while a snapshot is taken and one dropped"""
     bench.server.snapshot("s2")
-    writers = [bench.begin(sys.executable, "-c", WRITER, f"{bench.top}/{number}", str(DIRTY // 16)) for number in range(4)]
+    writers = [bench.begin(sys.executable, "-c", WRITER, f"{bench.top}/{number}", str(DIRTY // 16))
+               for number in range(4)]
     bench.server.snapshot("s3", f"--freeze={bench.top}")
     bench.server.drop("s1")
     for writer in writers:
@@ -207,7 +209,8 @@ def check_content(bench):
     tool("mount", bench.server.device().path, bench.top)
     expect(checksum(bench.top + "/large") == expected_checksum(DIRTY), "the large file is not what was written")
     for number in range(4):
-        expect(checksum(f"{bench.top}/{number}") == expected_checksum(DIRTY // 16), f"file {number} is not what was written")
+        expect(checksum(f"{bench.top}/{number}") == expected_checksum(DIRTY // 16),
+               f"file {number} is not what was written")
     tool("umount", bench.top)
     bench.server.stop()
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-The transports, each as the tests see it: how a server is told to serve by it, and how its exports are opened. Not a test
-by itself (no #! line).
+The transports, each as the tests see it: how a server is told to serve by it, and how its exports are opened. Not a
+test by itself (no #! line).
 
 A new transport is a subclass of Transport, another of Device, and one line in TRANSPORTS: conformance.py runs its whole
 suite against each of them. A Transport belongs to one run of one server, and is made anew for the next.
@@ -27,8 +27,8 @@ DEADLINE_SECONDS = 20 * SLOW
 
 class Device:
     """
-    An export, opened. All offsets and lengths are bytes, multiples of `align`. Several threads may use it at once. Errors
-    are OSError; a read may be short at the device's end only.
+    An export, opened. All offsets and lengths are bytes, multiples of `align`. Several threads may use it at once.
+    Errors are OSError; a read may be short at the device's end only.
     """
     align = 1
     size = 0
@@ -121,7 +121,7 @@ class Answer:
 
 
 class NbdDevice(Device):
-    """One connection. Requests are sent by whoever makes them; a thread takes the replies, in whatever order they come."""
+    """One connection. Requests are sent by whoever makes them; a thread takes the replies, in any order."""
 
     def __init__(self, path, export_name):
         self.client = nbd_client.Client(path).begin(export_name)
@@ -379,6 +379,11 @@ class Loop(Transport):
         self.folder = folder
         return ["--loop"]
 
+    @property
+    def mount_point(self):
+        """Where the files are that the devices lie over."""
+        return self.folder + "/run/demo.fuse"
+
     def path(self, export_name):
         """The device's, or None."""
         done = subprocess.run([PROGRAM, "list", self.folder + "/run/demo.sock", "--json"], stdin=subprocess.DEVNULL,
@@ -396,7 +401,7 @@ class Loop(Transport):
         return LoopDevice(self.path(export_name), self.discard_copy)
 
     def close(self):
-        unmount_all(self.folder + "/run/demo.fuse")
+        unmount_all(self.mount_point)
 
 
 TRANSPORTS = [
