@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The same promises, kept on every transport: conformance.py [TRANSPORT [CASE...]]. Prints TAP.
 
-Every case gets a server of its own, and every byte that it then finds in the origin and in the snapshots is compared with
-what must be there: while it is served, and in the image that a clean stop leaves. What the transports are is in
+Every case gets a server of its own, and every byte that it then finds in the origin and in the snapshots is compared
+with what must be there: while it is served, and in the image that a clean stop leaves. What the transports are is in
 transports.py; a new one needs a line there and none here.
 
 Origins end within a block, on an odd sector. Where nothing else is said, "odd" places are those within two units of a
@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -172,13 +173,14 @@ def case_beyond_the_end(volume):
             except OSError as error:
                 expect(error.errno in (errno.EINVAL, errno.EIO), f"reading beyond the end gives {error}")
                 continue
-            expect_same(data, (volume.model if name == "origin" else volume.snapshots[name])[offset:offset + length], name)
+            wanted = volume.model if name == "origin" else volume.snapshots[name]
+            expect_same(data, wanted[offset:offset + length], name)
     for offset, length in ((SIZE, unit), (SIZE + BLOCK, BLOCK), (SIZE - unit, 2 * unit), (SIZE - BLOCK, 3 * BLOCK)):
         number = error_of(device.write, offset - offset % unit, bytes(length))
         expect(number in (errno.ENOSPC, errno.EINVAL, errno.EIO), f"a write of {length} at {offset} gives {number}")
         if offset < SIZE:
             tail = device.read(offset, SIZE - offset)
-            expect(tail in (volume.model[offset:], bytes(SIZE - offset)), "a write across the end left neither old nor new")
+            expect(tail in (volume.model[offset:], bytes(SIZE - offset)), "a write across the end left something else")
             volume.adopt(offset, SIZE)
     for function in (device.zero, device.discard):
         error_of(function, SIZE, BLOCK)
@@ -382,7 +384,7 @@ class Overlaps:
     def check(self, data, begin, end, step, what):
         for position in range(0, self.length, step):
             expect(self.is_legal(self.first + position, data[position], begin, end),
-                   f"{what}: {data[position]} at byte {self.first + position} was overwritten before, or not written there")
+                   f"{what}: {data[position]} at byte {self.first + position} was overwritten before, or never there")
 
 
 def case_overlapping(volume):
@@ -483,8 +485,9 @@ case_deep.size = DEPTH * MIB + 7 * SECTOR
 
 class Writer:
     """
-    One request after the other, to sectors that belong to nobody else: runs of five, every block shared with others. Each
-    sector written says whose it is, where, and the how-manieth write it was; so what is found tells how far the writer was.
+    One request after the other, to sectors that belong to nobody else: runs of five, every block shared with others.
+    Each sector written says whose it is, where, and the number of the write; so what is found tells how far the writer
+    was.
     """
     MAGIC = b"rowsnap!"
     RUN = 5
@@ -540,7 +543,7 @@ def make_writers(count=5, first=BLOCK * 20 // SECTOR + 3, runs=100):
 
 
 def snapshot_under_load(volume, name, writers, original):
-    """Takes one. It must hold, of each writer, all up to some write that lies between the bounds; this is its content."""
+    """Takes one. It must hold, of each writer, all up to a write between the bounds; this is its content."""
     answered = [writer.answered for writer in writers]
     volume.run("snapshot", "demo", name, volume.store(name))
     begun = [len(writer.log) for writer in writers]
@@ -549,7 +552,7 @@ def snapshot_under_load(volume, name, writers, original):
     content = bytearray(original)
     for writer, least, most in zip(writers, answered, begun):
         last = writer.found(found)
-        expect(least <= last <= most, f"{name} holds the writes of a client up to {last}, which must be {least} to {most}")
+        expect(least <= last <= most, f"{name} holds a client's writes up to {last}, and not {least} to {most}")
         writer.apply(content, last)
     expect_same(found, content, f"{name}, taken under load,")
     volume.snapshots[name] = bytes(content)
@@ -630,7 +633,8 @@ def case_killed_under_load(volume):
         with Crew() as crew:
             for writer in writers:
                 crew.go(writer.work_until_error, device)
-            wait_until(lambda writers=writers: min(writer.answered for writer in writers) > 5 + turn * 20, "some writes")
+            least = 5 + turn * 20
+            wait_until(lambda w=writers, least=least: min(writer.answered for writer in w) > least, "some writes")
             volume.process.kill()
             volume.process.wait()
         volume.leave()
@@ -648,7 +652,7 @@ def case_stopped_under_load(volume):
         for writer in writers:
             crew.go(writer.work_until_error, device)
         wait_until(lambda: min(writer.answered for writer in writers) > 20, "some writes")
-        volume.run("stop", "demo")
+        volume.run("stop", "--force", "demo")  # also where somebody has a device open
         expect(volume.process.wait(20 * SLOW) == 0, f"the server exits with {volume.process.returncode}")
         volume.leave()
     settle(volume, writers)
@@ -767,7 +771,7 @@ def case_dropped_while_read(volume):
             rounds.pop(name)
             volume.forget(name)
             before = dict(rounds)
-            wait_until(lambda others=others, before=before: all(rounds[n] > before[n] + 3 for n in others), "the others")
+            wait_until(lambda names=others, old=before: all(rounds[n] > old[n] + 3 for n in names), "the others")
     readers["s2"].close()
     expect(sorted(lost) == ["s1", "s3"], f"errors were had by who reads {sorted(lost)}")
     writer.apply(volume.model, writer.answered)
@@ -796,7 +800,8 @@ def run_case(transport, case):
         case(volume)
         volume.finish()
         return None
-    except (Wrong, OSError, AssertionError, ValueError, KeyError, threading.BrokenBarrierError) as error:
+    except (Wrong, OSError, AssertionError, ValueError, KeyError, threading.BrokenBarrierError,
+            subprocess.SubprocessError) as error:
         frame = error.__traceback__
         while frame.tb_next and frame.tb_next.tb_frame.f_code.co_filename == __file__:
             frame = frame.tb_next

@@ -12,11 +12,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 
-from transports import DEADLINE_SECONDS, SLOW
+from transports import DEADLINE_SECONDS, PROGRAM, SLOW
 
-PROGRAM = os.environ.get("ROWSNAP") or os.path.join(os.path.dirname(__file__), "../build/rowsnap")
 PIECE = 1 << 20
 
 
@@ -55,21 +55,24 @@ def read_all(device):
     return b"".join(device.read(at, min(PIECE, device.size - at)) for at in range(0, device.size, PIECE))
 
 
-class Volume:
-    def __init__(self, transport_class, model, *options):
+class Server:
+    """`rowsnap serve` of an image in a folder of its own, which begins as a hole of `size` bytes."""
+
+    def __init__(self, transport_class, size, *options):
         self.folder = tempfile.mkdtemp(prefix="rowsnap.")
         self.transport_class = transport_class
         self.transport = None
         self.options = options
-        self.model = model
+        self.wrapper = []  # a command that the server is to be run by
         self.snapshots = {}
         self.devices = {}
+        self.lock = threading.Lock()  # of these
         self.process = None
         self.environment = {}
         for name in ("run", "state"):
             os.mkdir(f"{self.folder}/{name}", 0o700)
         with open(self.origin, "wb") as file:
-            file.write(model)
+            file.truncate(size)
 
     @property
     def origin(self):
@@ -86,8 +89,8 @@ class Volume:
             "ROWSNAP_RUNDIR": self.folder + "/run", "ROWSNAP_STATEDIR": self.folder + "/state"}
         with open(self.folder + "/server.out", "wb") as output, open(self.folder + "/server.err", "ab") as errors:
             self.process = subprocess.Popen(
-                [PROGRAM, "serve", self.origin, "--volume=demo", *arguments, *self.options], stdin=subprocess.DEVNULL,
-                stdout=output, stderr=errors, env=self.environment, cwd=self.folder)
+                [*self.wrapper, PROGRAM, "serve", self.origin, "--volume=demo", *arguments, *self.options],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=self.environment, cwd=self.folder)
         deadline = time.monotonic() + DEADLINE_SECONDS
         while "rowsnap: ready\n" not in self.said("out"):
             expect(self.process.poll() is None, f"the server ends instead of starting: {self.said('err')}")
@@ -95,11 +98,11 @@ class Volume:
             time.sleep(0.005)
         for name in ("origin", *self.snapshots):
             self.transport.wait_for(name)
-        return self
 
     def said(self, kind):
+        """The end of it."""
         with open(f"{self.folder}/server.{kind}", encoding="utf-8", errors="replace") as file:
-            return file.read()
+            return file.read()[-5000:]
 
     def kill(self):
         """SIGKILL."""
@@ -130,14 +133,12 @@ class Volume:
         """Runs rowsnap, which must succeed; its standard output."""
         done = subprocess.run([PROGRAM, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               timeout=60 * SLOW, env=self.environment, cwd=self.folder, check=False)
-        expect(done.returncode == 0, f"rowsnap {' '.join(arguments)}: exit status {done.returncode}: {done.stderr}")
+        expect(done.returncode == 0, f"rowsnap {' '.join(arguments)}: exit status {done.returncode}: {done.stderr[-1000:]}")
         return done.stdout
 
     def snapshot(self, name, *options):
-        """Takes one; what it must hold is a copy of the model as it is now."""
-        content = bytes(self.model)
         self.run("snapshot", "demo", name, self.store(name), *options)
-        self.snapshots[name] = content
+        self.snapshots[name] = None
         self.transport.wait_for(name)
 
     def drop(self, name):
@@ -155,11 +156,36 @@ class Volume:
     def status(self):
         return json.loads(self.run("status", "demo", "--json"))
 
-    # What is in it.
     def device(self, name="origin"):
-        if name not in self.devices:
-            self.devices[name] = self.transport.open(name)
-        return self.devices[name]
+        with self.lock:
+            if name not in self.devices:
+                self.devices[name] = self.transport.open(name)
+            return self.devices[name]
+
+    def clear(self):
+        """Leaves nothing behind, whatever state it is in."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+        if self.transport:
+            self.leave()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Volume(Server):
+    """With what is in it."""
+
+    def __init__(self, transport_class, model, *options):
+        super().__init__(transport_class, len(model), *options)
+        self.model = model
+        with open(self.origin, "r+b") as file:
+            file.write(model)
+
+    def snapshot(self, name, *options):
+        """What it must hold is a copy of the model as it is now."""
+        content = bytes(self.model)
+        super().snapshot(name, *options)
+        self.snapshots[name] = content
 
     def write(self, offset, data, fua=False):
         self.device().write(offset, data, fua)
@@ -187,12 +213,3 @@ class Volume:
         self.expect_image()
         noise = [line for line in self.said("err").splitlines() if line.startswith("rowsnap serve: ")]
         expect(not noise, f"the server said {noise}")
-
-    def clear(self):
-        """Leaves nothing behind, whatever state it is in."""
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-        if self.transport:
-            self.leave()
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,31 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-The transports, each as the tests see it: how a server is told to serve by it, and how its exports are opened. Not a test
-by itself (no #! line).
+The transports, each as the tests see it: how a server is told to serve by it, and how its exports are opened. Not a
+test by itself (no #! line).
 
 A new transport is a subclass of Transport, another of Device, and one line in TRANSPORTS: conformance.py runs its whole
 suite against each of them. A Transport belongs to one run of one server, and is made anew for the next.
 """
 import contextlib
 import errno
+import json
 import os
 import shutil
+import subprocess
 import threading
 import time
 
 import nbd_client
-from linux import (KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, attach_loop, detach_loop, device_is_read_only, device_size,
+from linux import (KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, detach_loop, device_is_read_only, device_size,
                    discard_device, fallocate, is_mounted, read_direct, unmount, write_direct)
 
 SLOW = int(os.environ.get("ROWSNAP_SLOW", "1"))
+PROGRAM = os.environ.get("ROWSNAP") or os.path.join(os.path.dirname(__file__), "../build/rowsnap")
 SECTOR = 512
 DEADLINE_SECONDS = 20 * SLOW
 
 
 class Device:
     """
-    An export, opened. All offsets and lengths are bytes, multiples of `align`. Several threads may use it at once. Errors
-    are OSError; a read may be short at the device's end only.
+    An export, opened. All offsets and lengths are bytes, multiples of `align`. Several threads may use it at once.
+    Errors are OSError; a read may be short at the device's end only.
     """
     align = 1
     size = 0
@@ -54,6 +57,12 @@ class Device:
     def vanish(self):
         """As close(), but without a goodbye, and whatever is under way."""
         self.close()
+
+
+def unmount_all(folder):
+    """What a killed server has left there."""
+    while is_mounted(folder) and unmount(folder, lazy=True):
+        pass
 
 
 class Transport:
@@ -112,7 +121,7 @@ class Answer:
 
 
 class NbdDevice(Device):
-    """One connection. Requests are sent by whoever makes them; a thread takes the replies, in whatever order they come."""
+    """One connection. Requests are sent by whoever makes them; a thread takes the replies, in any order."""
 
     def __init__(self, path, export_name):
         self.client = nbd_client.Client(path).begin(export_name)
@@ -334,8 +343,7 @@ class Fuse(Transport):
         return FuseDevice(self.path(export_name), self.discard_copy)
 
     def close(self):
-        while self.folder and is_mounted(self.folder) and unmount(self.folder, lazy=True):
-            pass
+        unmount_all(self.folder)
 
 
 class LoopDevice(FileDevice):
@@ -352,49 +360,48 @@ class LoopDevice(FileDevice):
         self.close()
 
 
-class Loop(Fuse):
-    """
-    A loop device over each file. It is detached as soon as we have it open: so it goes with its last user, however that
-    one ends.
-    """
+class Loop(Transport):
+    """The server attaches and detaches the devices; what is still open then goes with its last user."""
     name = "loop"
 
     def __init__(self, discard_copy=False):
         super().__init__(discard_copy)
-        self.attached = {}  # by export: the device's path, and a descriptor that keeps it
+        self.folder = ""
 
     def skip_reason(self):
         if os.geteuid() != 0:
             return "needs root"
         if not os.path.exists("/dev/loop-control"):
             return "there are no loop devices here"
-        return super().skip_reason()
+        return Fuse().skip_reason()
 
-    def attach(self, export_name):
-        options = [] if export_name == "origin" else ["--read-only"]
-        device = attach_loop(self.path(export_name), *options)
-        try:
-            self.attached[export_name] = device, os.open(device, os.O_RDONLY)
-        finally:
-            detach_loop(device)
+    def serve_arguments(self, folder):
+        self.folder = folder
+        return ["--loop"]
 
-    def wait_gone(self, export_name):
-        super().wait_gone(export_name)
-        self.let_go(export_name)
+    @property
+    def mount_point(self):
+        """Where the files are that the devices lie over."""
+        return self.folder + "/run/demo.fuse"
 
-    def let_go(self, export_name):
-        if export_name in self.attached:
-            os.close(self.attached.pop(export_name)[1])
+    def path(self, export_name):
+        """The device's, or None."""
+        done = subprocess.run([PROGRAM, "list", self.folder + "/run/demo.sock", "--json"], stdin=subprocess.DEVNULL,
+                              capture_output=True, check=False)
+        if done.returncode != 0:
+            return None
+        chain = json.loads(done.stdout)
+        exports = {"origin": chain["origin"]} | {snapshot["name"]: snapshot for snapshot in chain["snapshots"]}
+        return exports.get(export_name, {}).get("device")
+
+    def is_there(self, export_name):
+        return self.path(export_name) is not None
 
     def open(self, export_name):
-        if export_name not in self.attached:
-            self.attach(export_name)
-        return LoopDevice(self.attached[export_name][0], self.discard_copy)
+        return LoopDevice(self.path(export_name), self.discard_copy)
 
     def close(self):
-        for export_name in list(self.attached):
-            self.let_go(export_name)
-        super().close()
+        unmount_all(self.mount_point)
 
 
 TRANSPORTS = [
