@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* rowsnap: snapshots of any block device or image file by copy-before-write. This is the table of commands. */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cmd/cmd.h"
 
@@ -76,6 +78,14 @@ static char *help_filter(int key, const char *text, void *input)
 	return list;
 }
 
+/* Else the first files opened take these numbers, and what is printed lands there. Using them fails, as before. */
+static void keep_standard_descriptors(void)
+{
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0)
+			(void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct argp argp = {
@@ -88,6 +98,7 @@ int main(int argc, char **argv)
 	char name[64];
 	int at = 0;
 
+	keep_standard_descriptors();
 	argp_err_exit_status = EXIT_USAGE;
 	argv[0] = (char *)(uintptr_t)"rowsnap";
 	/* Only what stands before the command is parsed here. */

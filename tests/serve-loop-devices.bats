@@ -221,6 +221,19 @@ no_keeper() {
 	[[ -z $(devices_left) ]]
 }
 
+@test "standard input and output closed: served all the same" {
+	make_image origin.img 1M
+	require_loop_devices
+	"$ROWSNAP" serve origin.img --volume=demo --loop 3>&- <&- >&- 2>&- &
+	server_pid=$!
+	server_pids+=("$server_pid")
+	wait_until 20 eval '[[ -n $(device_of origin) ]]'
+	cmp "$(device_of origin)" origin.img
+	take demo origin.img monday
+	cmp "$(device_of monday)" monday.expected
+	server_stop demo
+}
+
 @test "losetup -d by hand does not take the device away" {
 	make_image origin.img 1M
 	serve_devices
