@@ -813,7 +813,17 @@ static bool find_source(const char *path, dev_t *device)
 	return true;
 }
 
-/* A file: by its path it may be in one of the folders; else its file system's device is a layer. */
+/* Whether `device` is what is mounted on a folder: it may be mounted elsewhere too (mount --bind). */
+static bool is_mounted_on(const char *folder, dev_t device)
+{
+	struct statx about;
+
+	return statx(AT_FDCWD, folder, 0, STATX_TYPE, &about) == 0 && S_ISDIR(about.stx_mode) &&
+	       (about.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0 &&
+	       makedev(about.stx_dev_major, about.stx_dev_minor) == device;
+}
+
+/* A file: it may be in one of the folders; else its file system's device is a layer. */
 static void layer_add_file(struct layers *layers, const char *path)
 {
 	struct subject subject = { 0 };
@@ -829,7 +839,12 @@ static void layer_add_file(struct layers *layers, const char *path)
 		return;
 	if (S_ISBLK(status.st_mode))
 		layer_add(layers, status.st_rdev);
-	else if (major(status.st_dev) != 0)
+	for (size_t i = 0; i < layers->name_count && layers->found == NULL; i++)
+		if (is_mounted_on(layers->names[i], status.st_dev))
+			layers->found = layers->names[i];
+	if (S_ISBLK(status.st_mode) || layers->found != NULL)
+		return;
+	if (major(status.st_dev) != 0)
 		layer_add(layers, status.st_dev);
 	else if (find_source(path, &subject.number))
 		layer_add(layers, subject.number);

@@ -314,6 +314,18 @@ no_keeper() {
 	server_stop demo
 }
 
+@test "a store that is one of the served files, by another mount of them, is refused" {
+	make_image origin.img 1M
+	mkdir files elsewhere
+	mounts+=("$dir/files")
+	serve_devices --fuse=files
+	mounts=("$dir/elsewhere" "${mounts[@]}")
+	mount --bind files elsewhere
+	expect_error "lies on this server's own export, $dir/files" snapshot demo monday elsewhere/origin
+	umount elsewhere
+	server_stop demo
+}
+
 @test "--run finds the device in ROWSNAP_DEVICE, and ends with its file system unmounted" {
 	require_loop_devices
 	make_image origin.img 1M
