@@ -237,8 +237,7 @@ static void ask(struct keeper_message *message)
 
 /* ---- what an earlier server left ---- */
 
-/* Whether the file behind the device was served in `directory`. */
-static bool is_of(int number, const char *directory)
+bool keeper_device_lies_in(int number, const char *directory)
 {
 	char path[64], file[PATH_MAX];
 	size_t length = strlen(directory);
@@ -260,7 +259,7 @@ static void clean_one(struct keeper_message *message, const char *directory, int
 	char path[DEVICE_PATH_BYTES], text[PROBE_TEXT_BYTES];
 	struct loop_info64 info;
 	auto_close int fd = -1;
-	int error = is_of(number, directory) ? look_at(number, &info) : -ENXIO;
+	int error = keeper_device_lies_in(number, directory) ? look_at(number, &info) : -ENXIO;
 
 	if (error == 0 || error == -ENXIO)
 		return;
@@ -376,6 +375,7 @@ int keeper_clean(struct keeper *keeper, const char *directory, struct keeper_mes
 void keeper_end(struct keeper *keeper)
 {
 	(void)close(keeper->fd);
+	(void)kill(keeper->pid, SIGKILL); /* somebody may have stopped it; and it has nothing to do but to end */
 	while (waitpid(keeper->pid, NULL, 0) < 0 && errno == EINTR)
 		;
 }

@@ -48,6 +48,8 @@ __attribute__((warn_unused_result)) int keeper_start(struct keeper *keeper);
  */
 __attribute__((warn_unused_result)) int keeper_clean(struct keeper *keeper, const char *directory,
 						     struct keeper_message *message);
+/* Whether /dev/loopNUMBER has a file in `directory` behind it, which may be served no more. Waits for nobody. */
+bool keeper_device_lies_in(int number, const char *directory);
 /*
  * Ends it and waits for it. What it still holds is detached as soon as nobody has it open, for which the files behind must
  * be served, or be gone for good.

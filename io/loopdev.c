@@ -10,10 +10,13 @@
  *
  * An export that goes (a dropped snapshot's), and detach(), make a device unwanted. Every export's device is a
  * structure of its own, so one that comes back under its old name gets another.
+ *
+ * Without the keeper (when it was killed) a device stays as long as it is open. sysfs tells that, waiting for nobody.
  */
 #include "io/loopdev.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,8 +26,11 @@
 #include "io/fuse.h"
 #include "io/log.h"
 
-#define LOOKS_IN_VAIN_MAX 10u
+#define LOOKS_IN_VAIN_MAX 4u
 #define LOOK_AGAIN_NS (UINT64_C(100) * 1000 * 1000)
+/* Each look goes through all processes: so ever longer is waited, up to 0.8 s in a stop, else 6.4 s. */
+#define LOOK_AGAIN_SHIFT_DETACHING 3u
+#define LOOK_AGAIN_SHIFT_MAX 6u
 
 struct loopdev {
 	struct loopdevs *all;
@@ -33,8 +39,10 @@ struct loopdev {
 	int number; /* -1: none (yet) */
 	bool failed;
 	bool late; /* it came while we were serving */
-	unsigned looks_in_vain; /* it was held, but by nobody to be seen */
-	uint64_t look_again_ns;
+	unsigned looks;         /* it was held */
+	unsigned looks_in_vain; /* and by nobody to be seen */
+	uint64_t look_again_ns; /* 0: was not asked to go yet */
+	char holder[TRANSPORT_TEXT_BYTES];
 	struct list link;
 };
 
@@ -51,10 +59,11 @@ struct loopdevs {
 	struct list questions; /* struct loopdev_question.link, unanswered */
 	struct keeper_message message;
 	bool in_flight, detaching, forced;
+	bool look; /* something has changed: the turn's end looks at the states */
 	bool keeper_gone;
 	struct loopdev *subject;            /* of the message under way; NULL: a question */
 	struct loopdev_question *question;  /* of the message under way */
-	char failure[TRANSPORT_TEXT_BYTES], holder[TRANSPORT_TEXT_BYTES];
+	char failure[TRANSPORT_TEXT_BYTES]; /* the first */
 };
 
 static struct loopdevs *loopdevs_of(struct transport *transport)
@@ -80,14 +89,35 @@ static void device_free(struct loopdev *device)
 
 /* ---- what comes back ---- */
 
+__attribute__((format(printf, 2, 3))) static void failed(struct loopdevs *all, const char *format, ...)
+{
+	char text[TRANSPORT_TEXT_BYTES];
+	va_list arguments;
+
+	va_start(arguments, format);
+	(void)vsnprintf(text, sizeof(text), format, arguments);
+	va_end(arguments);
+	log_warning("loop devices: %s", text);
+	if (all->failure[0] == '\0')
+		(void)snprintf(all->failure, sizeof(all->failure), "%s", text);
+}
+
 /* The keeper is gone, and with it what nobody else has open. */
 static void lose_keeper(struct loopdevs *all)
 {
 	if (all->keeper_gone)
 		return;
 	all->keeper_gone = true;
+	all->look = true;
+	all->in_flight = false;
+	all->subject = NULL;
+	if (all->question != NULL)
+		list_append(&all->questions, &all->question->link);
+	all->question = NULL;
 	loop_remove(all->loop, &all->source);
-	log_warning("loop devices: the process that holds them has ended: those in use stay until they are closed");
+	(void)shutdown(all->source.fd, SHUT_RDWR); /* should it still live, as one that we can't speak to */
+	loop_timer_set(all->loop, &all->timer, 0);
+	failed(all, "the process that holds them has ended: those in use stay until they are closed");
 }
 
 static void attached(struct loopdevs *all, struct loopdev *device)
@@ -96,8 +126,9 @@ static void attached(struct loopdevs *all, struct loopdev *device)
 
 	if (message->error != 0) {
 		device->failed = true;
-		(void)snprintf(all->failure, sizeof(all->failure), "%s: %.400s", device->name, message->text);
-		log_warning("loop devices: %s", all->failure);
+		/* A snapshot that was dropped at once has no file any more. */
+		if (is_wanted(device))
+			failed(all, "%s: %.400s", device->name, message->text);
 		return;
 	}
 	device->number = message->number;
@@ -114,13 +145,17 @@ static void detached(struct loopdevs *all, struct loopdev *device)
 		device_free(device);
 		return;
 	}
-	if (all->message.text[0] != '\0')
-		(void)snprintf(all->holder, sizeof(all->holder), "%.500s", all->message.text);
-	else if (++device->looks_in_vain == LOOKS_IN_VAIN_MAX)
-		(void)snprintf(all->holder, sizeof(all->holder), "/dev/loop%d is open somewhere", device->number);
+	if (all->message.text[0] != '\0') {
+		(void)snprintf(device->holder, sizeof(device->holder), "%.500s", all->message.text);
+		device->looks_in_vain = 0;
+	} else if (++device->looks_in_vain == LOOKS_IN_VAIN_MAX) {
+		(void)snprintf(device->holder, sizeof(device->holder), "/dev/loop%d is open somewhere", device->number);
+	}
 	if (!all->detaching && device->look_again_ns == 0 && all->message.text[0] != '\0')
 		log_notice("%.400s: it is detached when that ends", all->message.text);
-	device->look_again_ns = loop_now_ns(all->loop) + LOOK_AGAIN_NS;
+	device->look_again_ns = loop_now_ns(all->loop) + (LOOK_AGAIN_NS << device->looks);
+	if (device->looks < (all->detaching ? LOOK_AGAIN_SHIFT_DETACHING : LOOK_AGAIN_SHIFT_MAX))
+		device->looks++;
 }
 
 static void take_answer(struct loopdevs *all)
@@ -128,6 +163,7 @@ static void take_answer(struct loopdevs *all)
 	struct loopdev *device = all->subject;
 	struct loopdev_question *question = all->question;
 
+	all->look = true;
 	all->in_flight = false;
 	all->subject = NULL;
 	all->question = NULL;
@@ -177,7 +213,7 @@ static void send_attach(struct loopdevs *all, struct loopdev *device)
 	message->sector_bytes = export->sector_bytes;
 	if (fuse_file_path(all->fuse, export, message->text, sizeof(message->text)) != 0) {
 		device->failed = true;
-		(void)snprintf(all->failure, sizeof(all->failure), "%s: its file's path is too long", device->name);
+		failed(all, "%s: its file's path is too long", device->name);
 		return;
 	}
 	send_message(all, KEEPER_ATTACH, device);
@@ -226,38 +262,86 @@ static void send_next(struct loopdevs *all)
 		} else if (!is_wanted(device) && device->look_again_ns < again) {
 			again = device->look_again_ns;
 		}
-		if (all->in_flight)
+		if (all->in_flight || all->keeper_gone)
 			return;
 	}
 	if (again != UINT64_MAX)
 		loop_timer_set(all->loop, &all->timer, again);
 }
 
+/* ---- without the keeper ---- */
+
+static bool is_still_attached(const struct loopdevs *all, const struct loopdev *device)
+{
+	return device->number >= 0 && keeper_device_lies_in(device->number, fuse_directory(all->fuse));
+}
+
+/* What is not attached any more must not be shown: its number may be somebody else's now. */
+static void look_without_keeper(struct loopdevs *all)
+{
+	bool any = false;
+
+	list_for_each_safe(link, &all->devices) {
+		struct loopdev *device = container_of(link, struct loopdev, link);
+
+		if (is_still_attached(all, device)) {
+			any = true;
+			(void)snprintf(device->holder, sizeof(device->holder), "/dev/loop%d is open somewhere",
+				       device->number);
+			device->look_again_ns = loop_now_ns(all->loop);
+			continue;
+		}
+		if (device->export != NULL)
+			device->export->device[0] = '\0';
+		device_free(device);
+	}
+	if (any)
+		loop_timer_set(all->loop, &all->timer, loop_now_ns(all->loop) + LOOK_AGAIN_NS);
+}
+
+static void answer_without_keeper(struct loopdevs *all, struct loopdev_question *question)
+{
+	const struct loopdev *device = find_device(all, question->name);
+	char text[TRANSPORT_TEXT_BYTES] = "";
+
+	if (device != NULL)
+		(void)snprintf(text, sizeof(text),
+			       "its device /dev/loop%d is still open somewhere: unmount or close it first", device->number);
+	question->answered(question, device != NULL ? -EBUSY : 0, text);
+	loop_timer_set(all->loop, &all->timer, 0); /* who was answered may have work for the next turn */
+}
+
+/* ---- the turn's end ---- */
+
 /* Whatever happened in this turn: the states tell what follows from it. */
 static void turn_end(struct loop_hook *hook)
 {
 	struct loopdevs *all = hook->context;
+	bool gone = all->keeper_gone;
 	struct list *link;
 
-	if (all->keeper_gone) {
-		while ((link = list_pop(&all->questions)) != NULL) {
-			struct loopdev_question *question = container_of(link, struct loopdev_question, link);
+	if (all->in_flight || !all->look)
+		return;
+	all->look = false;
+	if (gone)
+		look_without_keeper(all);
+	while (!all->in_flight && all->keeper_gone == gone && (link = list_pop(&all->questions)) != NULL) {
+		struct loopdev_question *question = container_of(link, struct loopdev_question, link);
 
-			question->answered(question, 0, "");
-		}
-		return;
+		if (gone)
+			answer_without_keeper(all, question);
+		else
+			send_question(all, question);
 	}
-	if (all->in_flight)
-		return;
-	while (!all->in_flight && (link = list_pop(&all->questions)) != NULL)
-		send_question(all, container_of(link, struct loopdev_question, link));
-	if (!all->in_flight)
+	if (!all->in_flight && !all->keeper_gone)
 		send_next(all);
 }
 
 static void timer_expired(struct loop_timer *timer)
 {
-	(void)timer; /* the turn's end looks again */
+	struct loopdevs *all = timer->context;
+
+	all->look = true;
 }
 
 /* ---- exports that come and go ---- */
@@ -268,6 +352,7 @@ static int device_add(struct loopdevs *all, struct export *export, bool late)
 
 	if (device == NULL)
 		return -ENOMEM;
+	all->look = true;
 	device->all = all;
 	device->export = export;
 	device->number = -1;
@@ -287,6 +372,7 @@ static void export_removed(struct export_watcher *watcher, struct export *export
 {
 	struct loopdevs *all = watcher->context;
 
+	all->look = true;
 	list_for_each(link, &all->devices) {
 		struct loopdev *device = container_of(link, struct loopdev, link);
 
@@ -303,6 +389,14 @@ static void loopdev_detach(struct transport *transport, bool force)
 {
 	struct loopdevs *all = loopdevs_of(transport);
 
+	list_for_each(link, &all->devices) {
+		struct loopdev *device = container_of(link, struct loopdev, link);
+
+		device->looks = 0;
+		if (device->look_again_ns != 0)
+			device->look_again_ns = loop_now_ns(all->loop);
+	}
+	all->look = true;
 	all->detaching = true;
 	all->forced = all->forced || force;
 }
@@ -311,19 +405,19 @@ static void loopdev_detach(struct transport *transport, bool force)
 static bool loopdev_is_detached(const struct transport *transport, const char **why)
 {
 	const struct loopdevs *all = loopdevs_of_const(transport);
+	bool is = all->detaching && !all->in_flight;
 
-	*why = all->holder;
-	if (all->keeper_gone)
-		return true;
-	if (!all->detaching || all->in_flight)
-		return false;
+	*why = "";
 	list_for_each(link, &all->devices) {
 		const struct loopdev *device = container_of(link, struct loopdev, link);
 
-		if (device->number >= 0 && !(all->forced && device->look_again_ns > 0))
-			return false;
+		if (device->number < 0 || (all->forced && device->look_again_ns > 0))
+			continue;
+		is = false;
+		if ((*why)[0] == '\0')
+			*why = device->holder;
 	}
-	return true;
+	return is;
 }
 
 static void loopdev_quiesce(struct transport *transport)
@@ -415,5 +509,8 @@ const char *loopdev_failure(const struct transport *transport)
 
 void loopdev_ask(struct transport *transport, struct loopdev_question *question)
 {
-	list_append(&loopdevs_of(transport)->questions, &question->link);
+	struct loopdevs *all = loopdevs_of(transport);
+
+	all->look = true;
+	list_append(&all->questions, &question->link);
 }

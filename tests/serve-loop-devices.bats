@@ -221,6 +221,69 @@ no_keeper() {
 	[[ -z $(devices_left) ]]
 }
 
+find_keeper() {
+	keeper=$(pgrep -P "$server_pid" -x rowsnap-loop)
+}
+
+@test "the keeper killed while we serve: what is mounted stays and is waited for, what is not is shown no more" {
+	make_file_system
+	serve_devices
+	take demo origin.img monday tuesday
+	mount_here "$device" mnt
+	mount_here "$(device_of monday)" past -o ro,noload
+	tuesday=$(device_of tuesday)
+	find_keeper
+	kill -KILL "$keeper"
+	wait_until 5 not_attached "$tuesday"
+	wait_until 5 eval '[[ -z $(device_of tuesday) ]]'
+	[[ $(device_of origin) == "$device" ]]
+	expect_error 'its device /dev/loop[0-9]+ is still open somewhere' drop demo monday
+	umount past
+	wait_until 5 eval '[[ -z $(device_of monday) ]]'
+	rowsnap drop demo monday
+	helper_begin "$ROWSNAP" stop demo
+	wait_until 10 grep -q "$device is open somewhere" "$helper_out"
+	echo more >mnt/file
+	sync -f mnt
+	umount mnt
+	helper_wait
+	[[ $helper_status -eq 0 ]]
+	server_wait
+	[[ $server_status -eq 0 && -z $(devices_left) ]]
+	e2fsck -fn origin.img
+}
+
+@test "the keeper killed while a drop asks it: the drop is answered" {
+	make_image origin.img 1M
+	serve_devices
+	take demo origin.img monday
+	find_keeper
+	kill -STOP "$keeper"
+	helper_begin "$ROWSNAP" drop demo monday
+	sleep 0.3
+	kill -KILL "$keeper"
+	helper_wait
+	[[ $helper_status -eq 0 ]]
+	server_stop demo
+}
+
+@test "two file systems mounted at the stop: one line each, not one after the other for ever" {
+	make_file_system
+	serve_devices
+	take demo origin.img monday
+	mount_here "$device" mnt
+	mount_here "$(device_of monday)" past -o ro,noload
+	kill -TERM "$server_pid"
+	wait_until 10 grep -q "waiting to stop: $device is mounted" "$server_err"
+	sleep 1
+	umount mnt
+	wait_until 10 grep -q "waiting to stop: .* is mounted on $dir/past" "$server_err"
+	[[ $(grep -c 'waiting to stop' "$server_err") -eq 2 ]]
+	umount past
+	server_wait
+	[[ $server_status -eq 0 ]]
+}
+
 @test "standard input and output closed: served all the same" {
 	make_image origin.img 1M
 	require_loop_devices
