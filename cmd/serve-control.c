@@ -252,6 +252,16 @@ static void pending_free(struct pending *pending)
 	free(pending);
 }
 
+static void reply_snapshot(const struct pending *pending)
+{
+	struct json_object *result = snapshot_result(pending->server, pending);
+
+	if (result != NULL)
+		reply_result(pending->client, result);
+	else
+		reply_error(pending->client, pending->name, "was taken, and somebody has dropped it already");
+}
+
 static void pending_done(struct operation *operation, int error)
 {
 	struct pending *pending = operation->context;
@@ -262,9 +272,10 @@ static void pending_done(struct operation *operation, int error)
 	}
 	if (pending->client != NULL && error != 0)
 		reply_error(pending->client, operation->complaint.what, operation->complaint.why);
+	else if (pending->client != NULL && pending->is_drop)
+		reply_result(pending->client, drop_result(pending, "dropped"));
 	else if (pending->client != NULL)
-		reply_result(pending->client, pending->is_drop ? drop_result(pending, "dropped") :
-								 snapshot_result(pending->server, pending));
+		reply_snapshot(pending);
 	pending_free(pending);
 }
 
@@ -276,7 +287,7 @@ void server_finish_pending(struct server *server)
 		if (!pending->taken || !loopdev_is_settled(server->loopdev, pending->name))
 			continue;
 		if (pending->client != NULL)
-			reply_result(pending->client, snapshot_result(server, pending));
+			reply_snapshot(pending);
 		pending_free(pending);
 	}
 }

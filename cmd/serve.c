@@ -76,20 +76,31 @@ static void stop_done(struct operation *operation, int error)
 void server_begin_stop(struct server *server, bool force)
 {
 	server->stopping = true;
+	server->forced = server->forced || force;
+	/* A stopped job (^Z) is the two of them; who ends it may wake up the server only. */
+	if (server->keeper.pid > 0)
+		(void)kill(server->keeper.pid, SIGCONT);
 	for (size_t i = 0; i < server->transport_count && !server->quiescing; i++)
 		if (server->transports[i]->ops->detach != NULL)
 			server->transports[i]->ops->detach(server->transports[i], force);
 }
 
-/* Who still holds what was given to the system; NULL: nobody. */
+/*
+ * Who still holds what was given to the system; NULL: nobody. While writes wait for room, what is in the system's cache
+ * can't be written, so nobody can let go; with force these fail.
+ */
 static const char *find_holder(const struct server *server)
 {
+	struct volume_report report;
 	const char *why;
 
+	volume_report(server->volume, &report);
+	if (report.stuck && server->forced)
+		return NULL;
 	for (size_t i = 0; i < server->transport_count; i++)
 		if (server->transports[i]->ops->detach != NULL &&
 		    !server->transports[i]->ops->is_detached(server->transports[i], &why))
-			return why;
+			return report.stuck ? "writes wait for room in a store" : why;
 	return NULL;
 }
 
@@ -201,6 +212,7 @@ static void notify_ready(void)
 
 static int run_command(struct server *server, const struct arguments *arguments, const char *volume)
 {
+	const char *folder = server->fuse_path != NULL && server->private_path == NULL ? server->fuse_path : "";
 	pid_t parent = getpid();
 	sigset_t none;
 
@@ -213,11 +225,12 @@ static int run_command(struct server *server, const struct arguments *arguments,
 	(void)sigprocmask(SIG_SETMASK, &none, NULL);
 	(void)signal(SIGPIPE, SIG_DFL);
 	(void)signal(SIGXFSZ, SIG_DFL);
+	memory_serve_no_io();
 	(void)prctl(PR_SET_PDEATHSIG, SIGTERM);
 	if (arguments->run == NULL || getppid() != parent || server->control_path == NULL ||
 	    setenv("ROWSNAP_VOLUME", volume, 1) != 0 || setenv("ROWSNAP_CONTROL", server->control_path, 1) != 0 ||
 	    setenv("ROWSNAP_NBD", server->nbd_path != NULL ? server->nbd_path : "", 1) != 0 ||
-	    setenv("ROWSNAP_FUSE", server->fuse_path != NULL && !server->fuse_is_private ? server->fuse_path : "", 1) != 0 ||
+	    setenv("ROWSNAP_FUSE", folder, 1) != 0 ||
 	    setenv("ROWSNAP_DEVICE", export_find(&server->exports, "origin")->device, 1) != 0)
 		_exit(127);
 	(void)execl("/bin/sh", "sh", "-c", arguments->run, (char *)NULL);
@@ -301,14 +314,14 @@ static void clean_up_after_dead(struct server *server, const char *directory)
 /* Without a folder named: a private one beside the sockets, for the loop devices. */
 static int start_fuse(struct server *server, const char *directory, const char *run_directory, const char *volume)
 {
-	auto_free char *private = NULL;
 	int error;
 
 	if (directory == NULL) {
-		server->fuse_is_private = true;
-		if (asprintf(&private, "%s/%s.fuse", run_directory, volume) < 0)
+		if (asprintf(&server->private_path, "%s/%s.fuse", run_directory, volume) < 0) {
+			server->private_path = NULL;
 			return cmd_fail("serve", volume, "out of memory");
-		directory = private;
+		}
+		directory = server->private_path;
 		(void)mkdir(directory, 0700); /* a dead mount of an earlier server may be there, which fuse_start() removes */
 	}
 	if (server->keeper.pid > 0)
@@ -434,7 +447,7 @@ static void print_exports(const struct server *server)
 
 		if (server->nbd != NULL)
 			(void)printf("%s nbd+unix:///%s?socket=%s\n", export->name, export->name, server->nbd_path);
-		if (server->fuse != NULL && !server->fuse_is_private &&
+		if (server->fuse != NULL && server->private_path == NULL &&
 		    fuse_file_path(server->fuse, export, path, sizeof(path)) == 0)
 			(void)printf("%s %s\n", export->name, path);
 		if (export->device[0] != '\0')
@@ -456,9 +469,10 @@ static bool is_over(const struct server *server)
 
 static bool devices_are_there(const struct server *server)
 {
+	if (server->loopdev == NULL || loopdev_failure(server->loopdev) != NULL)
+		return true;
 	list_for_each(link, &server->exports.exports)
-		if (server->loopdev != NULL &&
-		    !loopdev_is_settled(server->loopdev, container_of(link, struct export, link)->name))
+		if (!loopdev_is_settled(server->loopdev, container_of(link, struct export, link)->name))
 			return false;
 	return true;
 }
@@ -480,15 +494,22 @@ static int run(struct server *server, bool until_ready)
 static int start(struct server *server, const struct arguments *arguments, const char *volume)
 {
 	int code = start_transports(server, arguments, volume);
+	const char *why;
 
 	if (code != EXIT_DONE)
 		return code;
 	loop_timer_set(server->loop, &server->tick, loop_now_ns(server->loop) + TICK_NS);
 	code = run(server, true);
-	if (code == EXIT_DONE && server->loopdev != NULL && loopdev_failure(server->loopdev) != NULL)
-		return cmd_fail("serve", "--loop", "%s", loopdev_failure(server->loopdev));
+	why = server->loopdev == NULL ? NULL : loopdev_failure(server->loopdev);
+	if (code == EXIT_DONE && !server->stopping && why != NULL) {
+		server->exit_code = cmd_fail("serve", "--loop", "%s", why);
+		/* Somebody may use already what is there: that ends as any stop. */
+		server_begin_stop(server, true);
+	}
 	if (code == EXIT_DONE && arguments->run != NULL && !server->stopping)
 		code = run_command(server, arguments, volume);
+	else if (code == EXIT_DONE && arguments->run != NULL && server->exit_code == EXIT_DONE)
+		server->exit_code = cmd_fail("serve", "--run", "stopped before the command was started");
 	return code;
 }
 
@@ -516,8 +537,10 @@ static int serve(struct server *server, const struct arguments *arguments, const
 		code = start(server, arguments, volume);
 	if (code != EXIT_DONE)
 		return code;
-	print_exports(server);
-	notify_ready();
+	if (!server->stopping) {
+		print_exports(server);
+		notify_ready();
+	}
 	code = run(server, false);
 	return code != EXIT_DONE ? code : server->exit_code;
 }
@@ -530,8 +553,8 @@ static void close_transports(struct server *server)
 
 		transport->ops->close(transport);
 	}
-	if (server->fuse_is_private && server->fuse_path != NULL)
-		(void)rmdir(server->fuse_path);
+	if (server->private_path != NULL)
+		(void)rmdir(server->private_path);
 	if (server->keeper.pid > 0)
 		keeper_end(&server->keeper);
 }
@@ -562,6 +585,7 @@ static void close_server(struct server *server)
 		loop_destroy(server->loop);
 	free(server->nbd_path);
 	free(server->fuse_path);
+	free(server->private_path);
 	free(server->control_path);
 }
 

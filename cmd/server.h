@@ -23,7 +23,7 @@ struct server {
 	struct transport *transports[SERVER_TRANSPORTS_MAX];
 	size_t transport_count;
 	struct keeper keeper;        /* with loop devices; pid 0: none */
-	bool fuse_is_private;        /* only for the loop devices */
+	char *private_path;          /* the FUSE folder that is only for the loop devices; NULL: none was made */
 	struct control *control;
 	char *nbd_path, *fuse_path, *control_path;
 
@@ -32,6 +32,7 @@ struct server {
 	struct loop_timer tick;
 
 	bool stopping;           /* asked to end: what the system was given is being taken away */
+	bool forced;             /* whoever uses it */
 	bool quiescing;          /* that is done: no more requests are taken */
 	char waiting_text[TRANSPORT_TEXT_BYTES]; /* who holds what meanwhile, as it was said last */
 	bool stopped;            /* the volume's clean stop is done, or has failed */

@@ -19,6 +19,11 @@ void memory_serve_io(void)
 	(void)prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
 }
 
+void memory_serve_no_io(void)
+{
+	(void)prctl(PR_SET_IO_FLUSHER, 0, 0, 0, 0);
+}
+
 static bool may_lock_any_amount(void)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };

@@ -12,6 +12,9 @@
  */
 void memory_serve_io(void);
 
+/* For a child that serves nothing: it would inherit that, its programs too. */
+void memory_serve_no_io(void);
+
 /* Keeps in memory what is touched from now on, and what was before, where that is permitted. */
 void memory_lock(void);
 

@@ -267,6 +267,15 @@ find_keeper() {
 	server_stop demo
 }
 
+@test "the keeper stopped: a stop wakes it up" {
+	make_image origin.img 1M
+	serve_devices
+	find_keeper
+	kill -STOP "$keeper"
+	server_stop demo
+	[[ -z $(devices_left) ]]
+}
+
 @test "two file systems mounted at the stop: one line each, not one after the other for ever" {
 	make_file_system
 	serve_devices
@@ -282,6 +291,23 @@ find_keeper() {
 	umount past
 	server_wait
 	[[ $server_status -eq 0 ]]
+}
+
+@test "--on-full=wait, and writes wait in the system's cache: a stop says so, stop --force ends it" {
+	make_image origin.img 16M
+	serve_devices --on-full=wait
+	rowsnap format monday.store --size=4M
+	rowsnap snapshot demo monday monday.store
+	helper_begin dd if=/dev/zero of="$device" bs=1M count=12 conv=notrunc,fsync
+	writer=$helper_pid
+	wait_until 10 status_has demo .stuck
+	helper_begin "$ROWSNAP" stop demo
+	wait_until 10 grep -q 'writes wait for room in a store' "$helper_out"
+	rowsnap stop demo --force
+	server_wait
+	helper_wait "$writer"
+	[[ $helper_status -ne 0 ]]
+	wait_until 10 not_attached "$device"
 }
 
 @test "standard input and output closed: served all the same" {
@@ -413,11 +439,27 @@ find_keeper() {
 	require_loop_devices
 	require_command unshare
 	make_image origin.img 1M
+	serve_devices
+	take demo origin.img monday
+	server_stop demo
 	# A /dev without the driver's node.
 	run -1 unshare --mount sh -c 'mount --bind /dev/null /dev/loop-control && exec "$@"' sh \
 		"$ROWSNAP" serve origin.img --volume=demo --loop
 	[[ $output == *'rowsnap serve: --loop: origin: no loop device is free: '* ]]
+	[[ $output != *monday:* && $output != *'rowsnap: ready'* ]]
 	[[ ! -e $ROWSNAP_RUNDIR/demo.fuse && ! -e $ROWSNAP_RUNDIR/demo.sock ]]
+	# It ended in order.
+	rowsnap inspect monday.store | grep -Eq "clean +true"
+}
+
+@test "no /dev/fuse: one clear error, and the private folder is gone" {
+	require_loop_devices
+	require_command unshare
+	make_image origin.img 1M
+	run -1 unshare --mount sh -c 'mount --bind /dev/null /dev/fuse && exec "$@"' sh \
+		"$ROWSNAP" serve origin.img --volume=demo --loop
+	[[ $output == *"rowsnap serve: $ROWSNAP_RUNDIR/demo.fuse: "* ]]
+	[[ ! -e $ROWSNAP_RUNDIR/demo.fuse ]]
 }
 
 @test "a server that hangs does not hang another one: its devices' files are not looked at" {
