@@ -332,7 +332,7 @@ static int make_appendable(struct scan *scan, uint8_t *bytes)
 	uint32_t per_area = scan->format.geometry.slots_per_area;
 	uint32_t last = (uint32_t)(scan->end / per_area), used = (uint32_t)(scan->end % per_area);
 	uint64_t first = scan->durable / per_area;
-	unsigned copy;
+	unsigned copy = 0;
 	int error = disk_flush_wait(store->host, store->disk);
 
 	if (last > 0 && first >= last)
