@@ -74,9 +74,12 @@ static const char *same_as(struct findings *findings, const char *path)
 	/* It may be locked by ourselves: opened without a lock it can be compared. */
 	if (disk_open(findings->host, path, DISK_OPEN_READ_ONLY, &disk) != 0)
 		return NULL;
-	for (size_t i = 0; i < findings->check.count && same == NULL; i++)
-		if (disk_is_same(disk, findings->check.stores[i].store->disk))
-			same = findings->check.stores[i].store->path;
+	for (size_t i = 0; i < findings->check.count && same == NULL; i++) {
+		const struct store *store = findings->check.stores[i].store;
+
+		if (store != NULL && disk_is_same(disk, store->disk))
+			same = store->path;
+	}
 	disk_close(disk);
 	return same;
 }
@@ -304,7 +307,8 @@ void findings_check(struct findings *findings)
 		struct findings_store *shown = &findings->stores[i];
 
 		if (shown->one != NULL && shown->one->load_error != 0)
-			tell_error(findings, shown, "%s", store_load_text(shown->one->load_error, shown->one->load_why));
+			tell_error(findings, shown, "%s",
+				   store_load_text(shown->one->load_error, shown->one->load_why));
 	}
 }
 
@@ -314,9 +318,12 @@ void findings_print_sums(const struct findings *findings)
 		const struct findings_store *shown = &findings->stores[i];
 		uint64_t severities[CHECK_UNREADABLE + 1] = { 0 };
 		char size[SIZE_TEXT_BYTES], path[PATH_MAX];
+		const char *name = "";
 
 		if (shown->one == NULL || shown->one->load_error != 0 || shown->one->links_only)
 			continue;
+		if (shown->one->loaded)
+			name = shown->one->store->superblock.name;
 		(void)snprintf(path, sizeof(path), "%s", shown->path);
 		text_make_harmless(path, strlen(path));
 		for (size_t code = 0; code < FOUND_COUNT; code++)
@@ -324,12 +331,9 @@ void findings_print_sums(const struct findings *findings)
 		cmd_size_text(shown->one->bytes_verified, size);
 		if (left_out(findings, shown) > 0)
 			(void)printf("%s: %" PRIu64 " findings more than are shown\n", path, left_out(findings, shown));
-		(void)printf("%s: %s%s%s: %" PRIu64 " areas, %" PRIu64 " entries, %" PRIu64
+		(void)printf("%s: %s%s: %" PRIu64 " areas, %" PRIu64 " entries, %" PRIu64
 			     " data blocks verified (%s); ",
-			     path, shown->one->loaded && shown->one->store->superblock.name[0] != '\0' ? "snapshot " : "",
-			     shown->one->loaded ? shown->one->store->superblock.name : "",
-			     shown->one->loaded && shown->one->store->superblock.name[0] != '\0' ? "" : "no snapshot",
-			     shown->one->areas, shown->one->entries, shown->one->blocks_verified, size);
+			     path, name[0] != '\0' ? "snapshot " : "no snapshot", name, shown->one->areas, shown->one->entries, shown->one->blocks_verified, size);
 		if (severities[CHECK_FAULT] + severities[CHECK_UNREADABLE] == 0)
 			(void)printf("clean\n");
 		else
@@ -341,8 +345,9 @@ void findings_print_sums(const struct findings *findings)
 static struct json_object *store_json(const struct findings *findings, const struct findings_store *shown)
 {
 	struct json_object *json = json_object_new_object();
-	const struct check_store *one = shown->one;
-	bool loaded = one != NULL && one->loaded;
+	static const struct check_store nothing;
+	const struct check_store *one = shown->one != NULL ? shown->one : &nothing;
+	bool loaded = one->loaded;
 	char uuid[UUID_TEXT_BYTES];
 
 	add_text(json, "path", shown->path);
@@ -355,10 +360,10 @@ static struct json_object *store_json(const struct findings *findings, const str
 	json_object_object_add(json, "findings",
 			       shown->array != NULL ? json_object_get(shown->array) : json_object_new_array());
 	json_object_object_add(json, "findings_left_out", json_object_new_uint64(left_out(findings, shown)));
-	json_object_object_add(json, "areas", json_object_new_uint64(one == NULL ? 0 : one->areas));
-	json_object_object_add(json, "entries", json_object_new_uint64(one == NULL ? 0 : one->entries));
-	json_object_object_add(json, "blocks_verified", json_object_new_uint64(one == NULL ? 0 : one->blocks_verified));
-	json_object_object_add(json, "bytes_verified", json_object_new_uint64(one == NULL ? 0 : one->bytes_verified));
+	json_object_object_add(json, "areas", json_object_new_uint64(one->areas));
+	json_object_object_add(json, "entries", json_object_new_uint64(one->entries));
+	json_object_object_add(json, "blocks_verified", json_object_new_uint64(one->blocks_verified));
+	json_object_object_add(json, "bytes_verified", json_object_new_uint64(one->bytes_verified));
 	return json;
 }
 
