@@ -197,3 +197,18 @@ store_is_free() {
 	expect_error "$loop: is in use: mounted on $dir/mnt" replay --snapshot=s -o out2.img "$loop"
 	[[ ! -e out2.img ]]
 }
+
+@test "metadata copies that are damaged in different places make up for each other" {
+	make_image origin.img 4M
+	server_start origin.img --volume=demo
+	take demo origin.img s
+	export_io demo origin 'write -P 1 1M 2M' 'flush' >/dev/null
+	server_stop demo
+	# of area 0: entries 30 to 61 of copy 0, and 94 to 125 of copy 1
+	dd if=/dev/zero of=s.store bs=512 count=1 seek=$(((1 << 20) / 512 + 1)) conv=notrunc status=none
+	dd if=/dev/zero of=s.store bs=512 count=1 seek=$(((1 << 20) / 512 + 255 * 8 + 3)) conv=notrunc status=none
+	expect_replays s
+	server_start origin.img --volume=demo
+	expect_snapshots demo s
+	server_stop demo
+}
