@@ -204,9 +204,9 @@ store_is_free() {
 	take demo origin.img s
 	export_io demo origin 'write -P 1 1M 2M' 'flush' >/dev/null
 	server_stop demo
-	# of area 0: entries 30 to 61 of copy 0, and 94 to 125 of copy 1
+	# of area 0: entries 30 to 61 of copy 0, and 62 to 93 of copy 1, so that one read needs both
 	dd if=/dev/zero of=s.store bs=512 count=1 seek=$(((1 << 20) / 512 + 1)) conv=notrunc status=none
-	dd if=/dev/zero of=s.store bs=512 count=1 seek=$(((1 << 20) / 512 + 255 * 8 + 3)) conv=notrunc status=none
+	dd if=/dev/zero of=s.store bs=512 count=1 seek=$(((1 << 20) / 512 + 255 * 8 + 2)) conv=notrunc status=none
 	expect_replays s
 	server_start origin.img --volume=demo
 	expect_snapshots demo s
