@@ -155,6 +155,10 @@ store_is_free() {
 	[[ $(($(stat -c '%b * %B' out.img))) -le $((3 << 20)) ]]
 }
 
+unmount_later() {
+	mounts+=("$1")
+}
+
 @test "to a device: also what is zero is written there" {
 	require_loop_devices
 	serve_chain 8M 4K
@@ -174,7 +178,7 @@ store_is_free() {
 	expect_error "$loop: holds .*precious.*--force" replay --snapshot=a -o "$loop" origin.img
 	mkdir mnt
 	mount "$loop" mnt
-	mounts+=("$dir/mnt")
+	unmount_later "$dir/mnt"
 	expect_error "$loop: is in use: mounted" replay --snapshot=a -o "$loop" origin.img --force
 }
 
@@ -190,7 +194,7 @@ store_is_free() {
 	server_stop demo
 	mkdir mnt
 	mount -o ro "$loop" mnt
-	mounts+=("$dir/mnt")
+	unmount_later "$dir/mnt"
 	rowsnap replay --snapshot=s -o out.img "$loop"
 	cmp out.img s.expected
 	mount -o remount,rw mnt
