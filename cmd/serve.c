@@ -22,6 +22,7 @@
 
 #include "cmd/server.h"
 #include "io/cleanup.h"
+#include "io/dm-user.h"
 #include "io/fuse.h"
 #include "io/nbd.h"
 
@@ -34,7 +35,7 @@ struct arguments {
 	const char *origin;
 	const char **stores;
 	size_t store_count;
-	const char *volume, *run, *nbd, *fuse;
+	const char *volume, *run, *nbd, *fuse, *dm_user;
 	bool use_nbd;
 	enum on_full on_full;
 	bool discard_copy, accept_origin;
@@ -78,6 +79,8 @@ void server_begin_stop(struct server *server)
 		server->nbd->ops->quiesce(server->nbd);
 	if (server->fuse != NULL)
 		server->fuse->ops->quiesce(server->fuse);
+	if (server->dm_user != NULL)
+		server->dm_user->ops->quiesce(server->dm_user);
 	server->stop.done = stop_done;
 	server->stop.context = server;
 	volume_stop(server->volume, &server->stop);
@@ -254,10 +257,46 @@ static int start_fuse(struct server *server, const char *directory)
 	return server->fuse_path != NULL ? EXIT_DONE : cmd_fail("serve", directory, "out of memory");
 }
 
+static const char *dm_user_reason(int error)
+{
+	switch (error) {
+	case -ENOENT:
+		return "this kernel has no device mapper (/dev/mapper/control): serve with --nbd or --fuse";
+	case -EPROTONOSUPPORT:
+		return "this kernel's device mapper speaks another version of its protocol";
+	case -ENODEV:
+		return "this kernel has no dm-user target (only Android's have it): serve with --nbd or --fuse";
+	case -EACCES:
+	case -EPERM:
+		return "not permitted: making devices needs root";
+	case -EBUSY:
+		return "a device of this name is there already and in use, or somebody else's: close or remove it, or give another "
+		       "name";
+	case -EALREADY:
+		return "another server serves this device: stop it, or give another name";
+	case -EINVAL:
+		return "the origin's size is no multiple of 512 bytes: a block device cannot have it";
+	case -ETIMEDOUT:
+		return "its file in /dev/dm-user did not appear: is udev running?";
+	default:
+		return strerror(-error);
+	}
+}
+
+static int start_dm_user(struct server *server, const char *name)
+{
+	char failed[DEVICE_MAPPER_NAME_BYTES];
+	int error = dm_user_start(server->loop, &server->exports, server->arena, name, failed, &server->dm_user);
+
+	if (error != 0)
+		return cmd_fail("serve", failed[0] != '\0' ? failed : "--dm-user", "%s", dm_user_reason(error));
+	return EXIT_DONE;
+}
+
 static int start_sockets(struct server *server, const struct arguments *arguments, const char *volume)
 {
 	auto_free char *directory = NULL;
-	bool use_nbd = arguments->use_nbd || arguments->fuse == NULL;
+	bool use_nbd = arguments->use_nbd || (arguments->fuse == NULL && arguments->dm_user == NULL);
 	int error;
 
 	if (cmd_run_directory("serve", true, &directory) != EXIT_DONE)
@@ -279,7 +318,9 @@ static int start_sockets(struct server *server, const struct arguments *argument
 							  &server->nbd);
 	if (error != 0)
 		return cmd_fail("serve", server->nbd_path, "%s", socket_reason(error));
-	return arguments->fuse == NULL ? EXIT_DONE : start_fuse(server, arguments->fuse);
+	if (arguments->fuse != NULL && start_fuse(server, arguments->fuse) != EXIT_DONE)
+		return EXIT_FAILED;
+	return arguments->dm_user == NULL ? EXIT_DONE : start_dm_user(server, arguments->dm_user);
 }
 
 static int open_volume(struct server *server, const struct arguments *arguments, const char *name)
@@ -326,6 +367,8 @@ static void print_exports(const struct server *server)
 		if (server->fuse != NULL)
 			(void)printf("%s %s/%s%s\n", export->name, server->fuse_path, export->read_only ? "snapshots/" : "",
 				     export->name);
+		if (server->dm_user != NULL)
+			(void)printf("%s /dev/mapper/%s\n", export->name, dm_user_device(server->dm_user, export));
 	}
 	(void)printf("rowsnap: ready\n");
 	(void)fflush(stdout);
@@ -339,7 +382,7 @@ static bool is_idle(const struct transport *transport)
 /* Whether the loop may end: stopped, and no reply is left to send, or its time is over. */
 static bool is_over(const struct server *server)
 {
-	return server->stopped && ((is_idle(server->nbd) && is_idle(server->fuse)) ||
+	return server->stopped && ((is_idle(server->nbd) && is_idle(server->fuse) && is_idle(server->dm_user)) ||
 				   loop_now_ns(server->loop) >= server->close_by_ns);
 }
 
@@ -381,6 +424,8 @@ static void close_server(struct server *server)
 		server->nbd->ops->close(server->nbd);
 	if (server->fuse != NULL)
 		server->fuse->ops->close(server->fuse);
+	if (server->dm_user != NULL)
+		server->dm_user->ops->close(server->dm_user);
 	loop_timer_cancel(&server->tick);
 	if (server->hook.turn_end != NULL)
 		loop_hook_remove(&server->hook);
@@ -413,6 +458,7 @@ enum {
 	OPTION_VOLUME = 256,
 	OPTION_NBD,
 	OPTION_FUSE,
+	OPTION_DM_USER,
 	OPTION_ON_FULL,
 	OPTION_DISCARD,
 	OPTION_ACCEPT_ORIGIN,
@@ -436,6 +482,12 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 		return 0;
 	case OPTION_FUSE:
 		arguments->fuse = argument;
+		return 0;
+	case OPTION_DM_USER:
+		if (!name_is_valid(argument) || strlen(argument) > DM_USER_NAME_LENGTH_MAX || strcmp(argument, "control") == 0)
+			argp_error(state, "--dm-user: '%s' cannot name the devices: 1 to %u of A-Za-z0-9._-, not starting with "
+					  "- or ., not 'control'", argument, DM_USER_NAME_LENGTH_MAX);
+		arguments->dm_user = argument;
 		return 0;
 	case OPTION_ON_FULL:
 		if (strcmp(argument, "break") == 0)
@@ -497,6 +549,8 @@ int cmd_serve(int argc, char **argv)
 		  "serve by NBD on this unix socket (default: NAME.nbd beside the control socket)", 0 },
 		{ "fuse", OPTION_FUSE, "DIR", 0,
 		  "mount DIR, an empty folder, and serve there as files: origin, and snapshots/NAME", 0 },
+		{ "dm-user", OPTION_DM_USER, "NAME", 0,
+		  "serve as block devices, on a kernel with dm-user: /dev/mapper/NAME, and /dev/mapper/NAME-SNAPSHOT", 0 },
 		{ "on-full", OPTION_ON_FULL, "POLICY", 0,
 		  "when a store is full: break (writes go on, the snapshots are broken; the default), fail, or wait", 0 },
 		{ "discard", OPTION_DISCARD, "POLICY", 0,

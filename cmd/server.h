@@ -15,7 +15,7 @@ struct server {
 	struct arena *arena;
 	struct export_table exports;
 	struct volume *volume;
-	struct transport *nbd, *fuse; /* NULL: not asked for */
+	struct transport *nbd, *fuse, *dm_user; /* NULL: not asked for */
 	struct control *control;
 	char *nbd_path, *fuse_path, *control_path;
 
