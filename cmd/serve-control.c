@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cmd/server.h"
+#include "io/dm-user.h"
 #include "io/nbd.h"
 
 /* An operation that was asked for: lives until the operation's end, the client perhaps not so long. */
@@ -16,6 +17,7 @@ struct pending {
 	struct control_client *client; /* NULL: gone, or answered */
 	struct operation operation;
 	bool is_drop, background;
+	bool settling; /* it is done, but for the device that serves the snapshot */
 	char name[NAME_LENGTH_MAX + 1];
 	char *store;
 	struct list link;
@@ -232,7 +234,12 @@ static void pending_free(struct pending *pending)
 static void pending_done(struct operation *operation, int error)
 {
 	struct pending *pending = operation->context;
+	struct server *server = pending->server;
 
+	if (error == 0 && !pending->is_drop && server->dm_user != NULL && !dm_user_is_settled(server->dm_user)) {
+		pending->settling = true;
+		return;
+	}
 	if (pending->client != NULL && error != 0)
 		reply_error(pending->client, operation->complaint.what, operation->complaint.why);
 	else if (pending->client != NULL)
@@ -287,8 +294,9 @@ static void request_snapshot(struct server *server, struct control_client *clien
 		reply_error(client, store, "is not an absolute path");
 		return;
 	}
-	if (server->fuse_path != NULL && strncmp(store, server->fuse_path, strlen(server->fuse_path)) == 0 &&
-	    store[strlen(server->fuse_path)] == '/') {
+	if ((server->fuse_path != NULL && strncmp(store, server->fuse_path, strlen(server->fuse_path)) == 0 &&
+	     store[strlen(server->fuse_path)] == '/') ||
+	    (server->dm_user != NULL && dm_user_owns(server->dm_user, cmd_json_number(request, "store_device")))) {
 		reply_error(client, store, "lies on this server's own export: it would wait for itself");
 		return;
 	}
@@ -323,8 +331,14 @@ static void request_drop(struct server *server, struct control_client *client, s
 
 static void request_stop(struct server *server, struct control_client *client)
 {
-	struct stop_client *stop = calloc(1, sizeof(*stop));
+	const char *device = server->stopping ? NULL : server_device_in_use(server);
+	struct stop_client *stop;
 
+	if (device != NULL) {
+		reply_error(client, device, "is open or mounted (in /dev/mapper): unmount or close it, then stop");
+		return;
+	}
+	stop = calloc(1, sizeof(*stop));
 	if (stop == NULL) {
 		reply_error(client, "", "out of memory");
 		return;
@@ -389,6 +403,18 @@ static void control_closed(void *context, struct control_client *client)
 }
 
 const struct control_ops server_control_ops = { control_request, control_closed };
+
+void server_answer_settled(struct server *server)
+{
+	if (server->dm_user == NULL || !dm_user_is_settled(server->dm_user))
+		return;
+	list_for_each_safe(link, &server->pending) {
+		struct pending *pending = container_of(link, struct pending, link);
+
+		if (pending->settling)
+			pending_done(&pending->operation, 0);
+	}
+}
 
 void server_send_progress(struct server *server)
 {

@@ -24,6 +24,7 @@
 #include "io/cleanup.h"
 #include "io/dm-user.h"
 #include "io/fuse.h"
+#include "io/log.h"
 #include "io/nbd.h"
 
 #define REQUEST_ARENA_BYTES ((size_t)64 << 20)
@@ -58,6 +59,7 @@ static void turn_end(struct loop_hook *hook)
 	if (server->volume != NULL)
 		volume_turn(server->volume);
 	disk_host_push(server->host);
+	server_answer_settled(server);
 }
 
 static void stop_done(struct operation *operation, int error)
@@ -86,10 +88,31 @@ void server_begin_stop(struct server *server)
 	volume_stop(server->volume, &server->stop);
 }
 
+const char *server_device_in_use(const struct server *server)
+{
+	return server->dm_user == NULL ? NULL : dm_user_open_device(server->dm_user);
+}
+
+/* Who has a device of ours open would lose what is not written back yet: the stop waits for him. */
+static void stop_when_unused(struct server *server)
+{
+	const char *device = server->stopping ? NULL : server_device_in_use(server);
+
+	if (device == NULL) {
+		server_begin_stop(server);
+		return;
+	}
+	if (!server->stop_waits)
+		log_notice("'/dev/mapper/%s' is open or mounted: stopping when it is closed, or at once when told again", device);
+	server->stop_waits = true;
+}
+
 static void tick(struct loop_timer *timer)
 {
 	struct server *server = timer->context;
 
+	if (server->stop_waits && !server->stopping)
+		stop_when_unused(server);
 	volume_tick(server->volume);
 	server_send_progress(server);
 	loop_timer_set(server->loop, &server->tick, loop_now_ns(server->loop) + TICK_NS);
@@ -104,7 +127,7 @@ static void child_ended(struct server *server)
 	server->child = 0;
 	if (server->exit_code == EXIT_DONE)
 		server->exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-	server_begin_stop(server);
+	stop_when_unused(server);
 }
 
 static void signals_ready(struct loop_source *source, uint32_t events)
@@ -121,7 +144,10 @@ static void signals_ready(struct loop_source *source, uint32_t events)
 	}
 	if (server->child > 0)
 		(void)kill(server->child, SIGTERM);
-	server_begin_stop(server);
+	if (server->stop_waits)
+		server_begin_stop(server);
+	else
+		stop_when_unused(server);
 }
 
 static int watch_signals(struct server *server)
@@ -182,6 +208,7 @@ static int run_command(struct server *server, const struct arguments *arguments,
 	(void)signal(SIGPIPE, SIG_DFL);
 	(void)signal(SIGXFSZ, SIG_DFL);
 	(void)prctl(PR_SET_PDEATHSIG, SIGTERM);
+	(void)prctl(PR_SET_IO_FLUSHER, 0, 0, 0, 0); /* dm-user's, not the command's */
 	if (arguments->run == NULL || getppid() != parent || server->control_path == NULL ||
 	    setenv("ROWSNAP_VOLUME", volume, 1) != 0 || setenv("ROWSNAP_CONTROL", server->control_path, 1) != 0 ||
 	    setenv("ROWSNAP_NBD", server->nbd_path != NULL ? server->nbd_path : "", 1) != 0 ||

@@ -23,7 +23,8 @@ struct server {
 	struct loop_hook hook;
 	struct loop_timer tick;
 
-	bool stopping;           /* asked to end */
+	bool stop_waits;         /* asked to end, once no device of ours is open */
+	bool stopping;           /* ending */
 	bool stopped;            /* the volume's clean stop is done, or has failed */
 	uint64_t close_by_ns;    /* replies are given until then to get out */
 	struct operation stop;
@@ -36,10 +37,12 @@ struct server {
 /* serve-control.c */
 extern const struct control_ops server_control_ops;
 void server_send_progress(struct server *server); /* to those who wait for a fold; now and then */
+void server_answer_settled(struct server *server); /* snapshots whose devices are there by now */
 void server_end_pending(struct server *server);   /* the volume is closed: what was asked for and has no end yet */
 void server_answer_stops(struct server *server);  /* the files are free */
 
 /* serve.c */
 void server_begin_stop(struct server *server);
+const char *server_device_in_use(const struct server *server); /* its name; NULL: none */
 
 #endif

@@ -517,3 +517,14 @@ bool dm_user_is_settled(const struct transport *transport)
 			return false;
 	return true;
 }
+
+bool dm_user_owns(const struct transport *transport, dev_t number)
+{
+	list_for_each(link, &dm_user_of_const(transport)->devices) {
+		const struct dm_user_device *device = container_of(link, struct dm_user_device, link);
+
+		if (device->state != DM_USER_CREATING && device->node.device == number)
+			return true;
+	}
+	return false;
+}

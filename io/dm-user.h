@@ -43,6 +43,9 @@ const char *dm_user_device(const struct transport *transport, const struct expor
 /* The name of a device that somebody has open (a mount does), or NULL: what is not written back yet would be lost. */
 const char *dm_user_open_device(const struct transport *transport);
 
+/* Whether it is the number of a device of ours: what lies on it can't be waited for. 0 is none. */
+bool dm_user_owns(const struct transport *transport, dev_t device);
+
 /* No device is being made. */
 bool dm_user_is_settled(const struct transport *transport);
 
