@@ -332,10 +332,12 @@ static void request_drop(struct server *server, struct control_client *client, s
 static void request_stop(struct server *server, struct control_client *client)
 {
 	const char *device = server->stopping ? NULL : server_device_in_use(server);
+	char path[DEVICE_MAPPER_NAME_BYTES + 16];
 	struct stop_client *stop;
 
 	if (device != NULL) {
-		reply_error(client, device, "is open or mounted (in /dev/mapper): unmount or close it, then stop");
+		(void)snprintf(path, sizeof(path), "/dev/mapper/%s", device);
+		reply_error(client, path, "is open or mounted: unmount or close it, then stop");
 		return;
 	}
 	stop = calloc(1, sizeof(*stop));

@@ -36,7 +36,7 @@
 #define TARGET "user"
 #define PATH_BYTES (DEVICE_MAPPER_NAME_BYTES + 32)
 #define TRY_AGAIN_NS 10000000
-#define APPEAR_TRIES 500 /* udev may be busy */
+#define APPEAR_TRIES 300 /* udev may be busy */
 #define REMOVE_TRIES 30  /* udev looks at new devices, and has them open meanwhile */
 
 static void pause_shortly(void)

@@ -35,6 +35,8 @@ import threading
 import time
 
 SLOW = int(os.environ.get("ROWSNAP_SLOW", "1"))
+BUILD = os.environ.get("ROWSNAP_BUILD", str(pathlib.Path(__file__).resolve().parent.parent / "build"))
+PROGRAM = os.environ.get("ROWSNAP", BUILD + "/rowsnap")
 HEADER = struct.Struct("=QQQQQ")
 READ, WRITE, FLUSH, DISCARD, SECURE_ERASE, WRITE_SAME, WRITE_ZEROES = range(7)
 SUCCESS, ERROR, UNSUPPORTED = range(3)
@@ -245,9 +247,8 @@ class Kernel:
 
     def environment(self):
         """What a program needs in its environment to run on this kernel."""
-        program = os.environ["ROWSNAP"]
-        libraries = [f"{os.environ['ROWSNAP_BUILD']}/tests/dm-user-preload.so"]
-        for line in subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout.splitlines():
+        libraries = [f"{BUILD}/tests/dm-user-preload.so"]
+        for line in subprocess.run(["ldd", PROGRAM], capture_output=True, text=True, check=True).stdout.splitlines():
             if "libasan" in line:
                 libraries.insert(0, line.split("=>")[1].split()[0])  # it insists on being first
         return {"ROWSNAP_DM_USER_FAKE": self.folder, "LD_PRELOAD": " ".join(libraries)}
@@ -263,6 +264,15 @@ class Kernel:
 
     def is_ready(self, name):
         return name in self.devices and self.devices[name].active is not None and not self.devices[name].suspended
+
+    def add_foreign(self, name):
+        """A device that is not the server's."""
+        with self.lock:
+            self.add_device(name, "")
+
+    def remove_behind_its_back(self, name):
+        with self.lock:
+            self.destroy(self.devices[name])
 
     def wait_gone(self, name, seconds=20):
         with self.lock:
@@ -450,8 +460,8 @@ class Kernel:
         self.minor += 1
         folder = pathlib.Path(f"{self.folder}/sys/dev/block/253:{device.minor}/queue")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "max_sectors_kb").write_text("1280")
-        (folder / "discard_max_bytes").write_text("4294966784")
+        for limit in ("max_sectors_kb", "discard_max_bytes"):
+            (folder / limit).write_text("")  # the kernel's choice
         self.lock.notify_all()
         return device
 
@@ -663,7 +673,7 @@ class Device:
 
     def discard(self, offset, length):
         self.check(offset, length, True)
-        if int(self.kernel.sysfs(self.mapped.name, "discard_max_bytes")) == 0:
+        if self.kernel.sysfs(self.mapped.name, "discard_max_bytes") == "0":
             raise OSError(errno.EOPNOTSUPP, "the device's limits say no")
         self.end(self.begin(DISCARD, 0, offset // SECTOR, length))
 
@@ -684,7 +694,7 @@ class Server:
             os.makedirs(f"{self.folder}/{name}", mode=0o700, exist_ok=True)
         self.output = open(self.folder + "/output", "wb")
         self.errors = open(self.folder + "/errors", "wb")
-        self.process = subprocess.Popen([os.environ["ROWSNAP"], "serve", *arguments], cwd=cwd, stdin=subprocess.DEVNULL,
+        self.process = subprocess.Popen([PROGRAM, "serve", *arguments], cwd=cwd, stdin=subprocess.DEVNULL,
                                         stdout=self.output, stderr=self.errors, env=self.variables | kernel.environment())
         if ready:
             self.wait_ready()
@@ -710,7 +720,7 @@ class Server:
 
     def rowsnap(self, *arguments, check=True):
         """Runs a command of rowsnap's, for this server."""
-        return subprocess.run([os.environ["ROWSNAP"], *arguments], cwd=self.cwd, env=self.variables, check=check,
+        return subprocess.run([PROGRAM, *arguments], cwd=self.cwd, env=self.variables, check=check,
                               capture_output=True, text=True, timeout=60 * SLOW)
 
     def signal(self, number=signal.SIGTERM):
