@@ -188,6 +188,7 @@ static void *reader_main(void *context)
 	pthread_mutex_lock(&reader->bell->mutex);
 	reader->ended = true;
 	reader->error = error;
+	pthread_cond_signal(&reader->gone);
 	count = ring(reader);
 	pthread_mutex_unlock(&reader->bell->mutex);
 	if (count)
@@ -252,15 +253,22 @@ static int thread_start(struct dm_user_reader *reader)
 
 int dm_user_reader_start(struct dm_user_reader *reader, struct dm_user_bell *bell, int fd)
 {
+	pthread_condattr_t monotonic;
 	int error;
 
 	*reader = (struct dm_user_reader){ .bell = bell, .fd = fd };
 	list_init(&reader->link);
 	pthread_cond_init(&reader->wake, NULL);
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&reader->gone, &monotonic);
+	pthread_condattr_destroy(&monotonic);
 	error = thread_start(reader);
 	reader->running = error == 0;
-	if (error != 0)
+	if (error != 0) {
+		pthread_cond_destroy(&reader->gone);
 		pthread_cond_destroy(&reader->wake);
+	}
 	return error;
 }
 
@@ -274,18 +282,21 @@ void dm_user_reader_stop(struct dm_user_reader *reader)
 	pthread_mutex_lock(&bell->mutex);
 	reader->stopping = true;
 	pthread_cond_signal(&reader->wake);
-	pthread_mutex_unlock(&bell->mutex);
-	do {
+	while (!reader->ended) {
 		(void)pthread_kill(reader->thread, STOP_SIGNAL);
 		(void)clock_gettime(CLOCK_MONOTONIC, &until);
 		until.tv_nsec += STOP_AGAIN_NS;
 		until.tv_sec += until.tv_nsec / 1000000000;
 		until.tv_nsec %= 1000000000;
-	} while (pthread_clockjoin_np(reader->thread, NULL, CLOCK_MONOTONIC, &until) == ETIMEDOUT);
+		(void)pthread_cond_timedwait(&reader->gone, &bell->mutex, &until);
+	}
+	pthread_mutex_unlock(&bell->mutex);
+	(void)pthread_join(reader->thread, NULL);
 	reader->running = false;
 	pthread_mutex_lock(&bell->mutex);
 	list_remove(&reader->link);
 	pthread_mutex_unlock(&bell->mutex);
+	pthread_cond_destroy(&reader->gone);
 	pthread_cond_destroy(&reader->wake);
 }
 

@@ -32,6 +32,7 @@ struct dm_user_reader {
 	/* Guarded by the bell's mutex. */
 	struct list link;
 	pthread_cond_t wake; /* the reader: there is room, an order, or it is to stop */
+	pthread_cond_t gone; /* the loop: the reader has ended */
 	struct dm_user_message messages[DM_USER_READ_AHEAD_MAX];
 	unsigned first, count;
 	uint8_t *order_buffer;

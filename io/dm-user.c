@@ -174,8 +174,9 @@ static int device_created(struct dm_user_device *device)
 		struct dm_user_channel *channel = &device->channels[i];
 		int fd = device->node.channels[i];
 
-		error = error == 0 ? dm_user_reader_start(&channel->reader, &device->dm_user->bell, fd) : error;
 		channel->reader.fd = fd;
+		if (error == 0)
+			error = dm_user_reader_start(&channel->reader, &device->dm_user->bell, fd);
 	}
 	if (error != 0 || device->unwanted)
 		device_remove(device);

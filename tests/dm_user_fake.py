@@ -249,7 +249,7 @@ class Kernel:
         """What a program needs in its environment to run on this kernel."""
         libraries = [f"{BUILD}/tests/dm-user-preload.so"]
         for line in subprocess.run(["ldd", PROGRAM], capture_output=True, text=True, check=True).stdout.splitlines():
-            if "libasan" in line:
+            if "libasan" in line or "libtsan" in line:
                 libraries.insert(0, line.split("=>")[1].split()[0])  # it insists on being first
         return {"ROWSNAP_DM_USER_FAKE": self.folder, "LD_PRELOAD": " ".join(libraries)}
 
