@@ -24,8 +24,6 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include "io/cleanup.h"
-
 #define ANSWER_BYTES ((size_t)16 << 10)
 #define ANSWER_BYTES_MAX ((size_t)4 << 20)
 #define TABLE_BYTES 1024u
@@ -136,21 +134,22 @@ static const char *record_next(const char *record, const char *end, uint32_t nex
 
 static int target_is_listed(int control, const char *target)
 {
-	auto_free struct dm_ioctl *answer = NULL;
+	struct dm_ioctl *answer = NULL;
 	const char *record, *end, *name;
 	int error = call_for_list(control, DM_LIST_VERSIONS, &answer, &record, &end);
+	int found = 0;
 
 	if (error != 0)
 		return error;
-	while (record && (name = record_name(record, end, offsetof(struct dm_target_versions, name))) != NULL) {
+	while (found == 0 && record && (name = record_name(record, end, offsetof(struct dm_target_versions, name))) != NULL) {
 		uint32_t next;
 
-		if (strcmp(name, target) == 0)
-			return 1;
+		found = strcmp(name, target) == 0;
 		memcpy(&next, record + offsetof(struct dm_target_versions, next), sizeof(next));
 		record = record_next(record, end, next);
 	}
-	return 0;
+	free(answer);
+	return found;
 }
 
 int device_mapper_has_target(int control, const char *target)
@@ -192,7 +191,7 @@ int device_mapper_load(int control, const char *uuid, uint64_t sectors, const ch
 
 	if (target_bytes >= sizeof(spec.target_type) || argument_bytes >= TABLE_BYTES - sizeof(spec))
 		return -EINVAL;
-	memcpy(spec.target_type, target, target_bytes);
+	memcpy(spec.target_type, target, target_bytes + 1);
 	memcpy(at, &spec, sizeof(spec));
 	memcpy(at + sizeof(spec), arguments, argument_bytes); /* the rest is zeroes */
 	call->target_count = 1;
@@ -239,7 +238,7 @@ int device_mapper_status(int control, const char *name, const char *uuid, struct
 
 int device_mapper_list(int control, void (*found)(const char *name, void *context), void *context)
 {
-	auto_free struct dm_ioctl *answer = NULL;
+	struct dm_ioctl *answer = NULL;
 	const char *record, *end, *name;
 	int error = call_for_list(control, DM_LIST_DEVICES, &answer, &record, &end);
 
@@ -254,6 +253,6 @@ int device_mapper_list(int control, void (*found)(const char *name, void *contex
 		memcpy(&next, record + offsetof(struct dm_name_list, next), sizeof(next));
 		record = record_next(record, end, next);
 	}
+	free(answer);
 	return 0;
 }
-

@@ -56,8 +56,8 @@ static bool is_stopping(struct dm_user_reader *reader)
 	return stopping;
 }
 
-/* 0, or read's errors; -ECANCELED: it is to stop. */
-static int read_some(struct dm_user_reader *reader, uint8_t *to, size_t bytes, size_t *got)
+/* How many bytes, or read's errors; -ECANCELED: it is to stop. */
+static ssize_t read_some(struct dm_user_reader *reader, uint8_t *to, size_t bytes)
 {
 	for (;;) {
 		ssize_t result;
@@ -65,10 +65,8 @@ static int read_some(struct dm_user_reader *reader, uint8_t *to, size_t bytes, s
 		if (is_stopping(reader))
 			return -ECANCELED;
 		result = read(reader->fd, to, bytes);
-		if (result > 0) {
-			*got = (size_t)result;
-			return 0;
-		}
+		if (result > 0)
+			return result;
 		if (result == 0)
 			return -EPROTO;
 		if (errno != EINTR)
@@ -79,15 +77,15 @@ static int read_some(struct dm_user_reader *reader, uint8_t *to, size_t bytes, s
 static int read_header(struct dm_user_reader *reader, struct dm_user_message *message)
 {
 	uint8_t header[DM_USER_HEADER_BYTES];
-	size_t received = 0, got;
-	int error = 0;
+	size_t received = 0;
 
-	while (error == 0 && received < sizeof(header)) {
-		error = read_some(reader, header + received, sizeof(header) - received, &got);
-		received += error == 0 ? got : 0;
+	while (received < sizeof(header)) {
+		ssize_t got = read_some(reader, header + received, sizeof(header) - received);
+
+		if (got < 0)
+			return (int)got;
+		received += (size_t)got;
 	}
-	if (error != 0)
-		return error;
 	dm_user_decode(header, message);
 	/* What is no length of a request can't be skipped either: what follows would be taken for a header. */
 	return dm_user_payload_bytes(message) > UINT32_MAX ? -EPROTO : 0;
@@ -132,17 +130,16 @@ static int wait_for_order(struct dm_user_reader *reader, uint8_t **buffer, size_
 static int carry_out_order(struct dm_user_reader *reader, uint8_t *buffer, size_t bytes)
 {
 	uint8_t waste[WASTE_BYTES];
-	size_t got;
 	bool count;
 
 	while (bytes > 0) {
 		size_t wanted = !buffer && bytes > sizeof(waste) ? sizeof(waste) : bytes;
-		int error = read_some(reader, buffer ? buffer : waste, wanted, &got);
+		ssize_t got = read_some(reader, buffer ? buffer : waste, wanted);
 
-		if (error != 0)
-			return error;
+		if (got < 0)
+			return (int)got;
 		buffer = buffer ? buffer + got : NULL;
-		bytes -= got;
+		bytes -= (size_t)got;
 	}
 	pthread_mutex_lock(&reader->bell->mutex);
 	reader->filled = true;

@@ -56,7 +56,7 @@ int dm_user_classify(const struct dm_user_message *message, const struct export 
 		request->op = REQUEST_WRITE;
 		if (!is_empty)
 			break;
-		/* fall through */
+		__attribute__((fallthrough));
 	case DM_USER_FLUSH:
 		*preflush = false;
 		request->op = REQUEST_FLUSH;
