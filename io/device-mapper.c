@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <linux/dm-ioctl.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -187,13 +188,13 @@ int device_mapper_load(int control, const char *uuid, uint64_t sectors, const ch
 	struct dm_ioctl *call = call_init(memory, sizeof(memory), NULL, uuid);
 	struct dm_target_spec spec = { .length = sectors, .next = TABLE_BYTES };
 	char *at = (char *)memory + call->data_start;
-	size_t target_bytes = strlen(target), argument_bytes = strlen(arguments);
+	size_t argument_bytes = strlen(arguments);
 
-	if (target_bytes >= sizeof(spec.target_type) || argument_bytes >= TABLE_BYTES - sizeof(spec))
+	if (strlen(target) >= sizeof(spec.target_type) || argument_bytes >= TABLE_BYTES - sizeof(spec))
 		return -EINVAL;
-	memcpy(spec.target_type, target, target_bytes + 1);
+	(void)snprintf(spec.target_type, sizeof(spec.target_type), "%s", target);
 	memcpy(at, &spec, sizeof(spec));
-	memcpy(at + sizeof(spec), arguments, argument_bytes); /* the rest is zeroes */
+	memcpy(at + sizeof(spec), arguments, argument_bytes + 1);
 	call->target_count = 1;
 	call->flags = read_only ? DM_READONLY_FLAG : 0;
 	return call_kernel(control, DM_TABLE_LOAD, call);

@@ -223,7 +223,7 @@ int dm_user_node_remove(struct dm_user_node *node)
 		error = fail_from_now_on(node);
 	if (error == -ENXIO)
 		error = 0; /* somebody else has removed it, or it was closed meanwhile */
-	if (error == 0 && node->linked)
+	if ((error == 0 || error == -EBUSY) && node->linked)
 		link_remove(node->name, node->device);
 	return error;
 }

@@ -133,9 +133,12 @@ static int carry_out_order(struct dm_user_reader *reader, uint8_t *buffer, size_
 	bool count;
 
 	while (bytes > 0) {
-		size_t wanted = !buffer && bytes > sizeof(waste) ? sizeof(waste) : bytes;
-		ssize_t got = read_some(reader, buffer ? buffer : waste, wanted);
+		ssize_t got;
 
+		if (buffer)
+			got = read_some(reader, buffer, bytes);
+		else
+			got = read_some(reader, waste, bytes < sizeof(waste) ? bytes : sizeof(waste));
 		if (got < 0)
 			return (int)got;
 		buffer = buffer ? buffer + got : NULL;

@@ -476,7 +476,7 @@ int dm_user_start(struct loop *loop, struct export_table *exports, struct arena 
 		dm_user_free(dm_user);
 		return error;
 	}
-	/* The kernel shall not wait for our devices when it looks for memory on our behalf. Where it can't be had, it runs. */
+	/* The kernel shall not wait for our devices when it looks for memory for us. Some don't know that: so be it. */
 	(void)prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
 	error = devices_begin(dm_user, failed);
 	if (error != 0) {

@@ -328,7 +328,9 @@ def _(place):
             told = server.wait_said("'disk-monday' is still open")
         finally:
             stop.set()
-    good = dropped and told and error_of(snapshot.read, 0, 512) == errno.EIO
+    # Nobody would remove the link later.
+    good = dropped and told and os.listdir(f"{place.kernel.folder}/dev/mapper") == ["disk"]
+    good = good and error_of(snapshot.read, 0, 512) == errno.EIO
     good = good and set(results) <= {None, errno.EIO} and None in results
     # As long as it is open its name is taken: the new snapshot is taken all the same, and that is told.
     place.snapshot("monday", "second")
@@ -445,7 +447,8 @@ def _(place):
     refused = place.open("disk-monday")  # somebody still has it
     place.serve(ready=False)
     good = good and place.servers[-1].wait() == 1
-    good = good and place.servers[-1].said().splitlines()[-1].startswith("rowsnap serve: disk-monday: a device of this name")
+    last = place.servers[-1].said().splitlines()[-1]
+    good = good and last.startswith("rowsnap serve: disk-monday: a device of this name")
     refused.close()
     place.kernel.add_foreign("disk-other")  # not ours, for all its name
     place.serve()
@@ -483,7 +486,8 @@ def refusal(place, why):
 def _(place):
     kernel = place.kernel
     good = True
-    for error, why in ((errno.ENOENT, "has no device mapper"), (errno.EACCES, "needs root"), (errno.EPERM, "needs root")):
+    for error, why in ((errno.ENOENT, "has no device mapper"), (errno.EACCES, "needs root"),
+                       (errno.EPERM, "needs root")):
         kernel.control_error = error
         good = good and refusal(place, why)
     kernel.control_error = 0
@@ -542,7 +546,7 @@ def _(place):
     return devices[1].read(0, 4096) is not None and len(place.kernel.channels) == 5
 
 
-@test("a header that makes no sense closes its channel, the others go on; without any the device is dead, not the server")
+@test("a header that makes no sense closes its channel, the others go on; with none left the server goes on")
 def _(place):
     server = place.serve("--nbd")
     device = place.open("disk")

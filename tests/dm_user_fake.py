@@ -10,9 +10,9 @@ test by itself (no #! line).
     kernel.open("disk-monday").read(0, 4096)
     device.close(); server.stop(); kernel.close(); assert not kernel.violations
 
-The program under test runs unchanged, with $ROWSNAP_BUILD/tests/dm-user-preload.so loaded into it, which sends here what
-it asks of the kernel (the protocol is described in tests/fake/dm-user-preload.c). What is answered follows the driver as
-Android's kernels have it: messages are dealt out to whoever reads first; a read() gives at most the rest of the
+The program under test runs unchanged, with $ROWSNAP_BUILD/tests/dm-user-preload.so loaded into it, which sends here
+what it asks of the kernel (the protocol is described in tests/fake/dm-user-preload.c). What is answered follows the
+driver as Android's kernels have it: messages are dealt out to whoever reads first; a read() gives at most the rest of the
 header, or of the payload; replies are taken on the channel that gave the message, and only once its payload was read;
 after an error's header nothing of the reply is looked at, what follows is the next header; a wrong sequence number
 makes a channel fail for good; a closed channel fails what it had; without channels everything fails; removal ends a
@@ -129,7 +129,8 @@ class Channel:
         part = HEADER.size if message.sent < HEADER.size else len(message.to_user)
         size = min(count, part - message.sent)
         if self.kernel.odd and part > HEADER.size and size > 1:
-            size = min(size, self.kernel.chance.choice([size, 1, 511, 512, 4097, 65536, self.kernel.chance.randint(1, size)]))
+            chance = self.kernel.chance
+            size = min(size, chance.choice([size, 1, 511, 512, 4097, 65536, chance.randint(1, size)]))
         piece = message.to_user[message.sent : message.sent + size]
         message.sent += size
         if message.sent == len(message.to_user):
@@ -580,8 +581,8 @@ def receive(connection, count):
 
 
 class Device:
-    """An open block device. May be used by several threads. Requests are cut at `longest` bytes, as the block layer does
-    with most programs' I/O; None: not at all."""
+    """An open block device. May be used by several threads. Requests are cut at `longest` bytes, as the block layer
+    does with most programs' I/O; None: not at all."""
 
     align = SECTOR
 
@@ -689,13 +690,14 @@ class Server:
         self.folder = folder or tempfile.mkdtemp(prefix="rowsnap-dmu.")
         self.keep = folder is not None
         self.cwd = cwd
-        self.variables = os.environ | {"ROWSNAP_RUNDIR": self.folder + "/run", "ROWSNAP_STATEDIR": self.folder + "/state"}
+        folders = {"ROWSNAP_RUNDIR": self.folder + "/run", "ROWSNAP_STATEDIR": self.folder + "/state"}
+        self.variables = os.environ | folders
         for name in ("run", "state"):
             os.makedirs(f"{self.folder}/{name}", mode=0o700, exist_ok=True)
         self.output = open(self.folder + "/output", "wb")
         self.errors = open(self.folder + "/errors", "wb")
-        self.process = subprocess.Popen([PROGRAM, "serve", *arguments], cwd=cwd, stdin=subprocess.DEVNULL,
-                                        stdout=self.output, stderr=self.errors, env=self.variables | kernel.environment())
+        self.process = subprocess.Popen([PROGRAM, "serve", *arguments], cwd=cwd, env=self.variables | kernel.environment(),
+                                        stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.errors)
         if ready:
             self.wait_ready()
 
