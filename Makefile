@@ -55,6 +55,7 @@ LIBRARY_SOURCES := $(sort $(wildcard core/*.c io/*.c format/*.c))
 PROGRAM_SOURCES := $(sort $(wildcard rowsnap.c cmd/*.c))
 UNIT_SOURCES := $(sort $(wildcard tests/unit/*.c))
 SIM_SOURCES := $(sort $(wildcard tests/sim/*.c))
+FAKE_SOURCES := $(sort $(wildcard tests/fake/*-preload.c))
 PRODUCT_SOURCES := $(PROGRAM_SOURCES) $(LIBRARY_SOURCES)
 SOURCES := $(PRODUCT_SOURCES) $(UNIT_SOURCES) $(SIM_SOURCES)
 SCRIPTS = .ci/run tests/install-tools tests/quickstart $(wildcard tests/*.bash) cmd/rowsnap.bash-completion \
@@ -66,6 +67,7 @@ PROGRAM = $(BUILD)/rowsnap
 ARCHIVE = $(BUILD)/rowsnap.a
 UNIT_PROGRAMS = $(UNIT_SOURCES:tests/unit/%.c=$(BUILD)/tests/%)
 SIM_PROGRAM = $(if $(SIM_SOURCES),$(BUILD)/tests/sim)
+FAKES = $(FAKE_SOURCES:tests/fake/%.c=$(BUILD)/tests/%.so)
 
 ## What people ask for
 
@@ -142,6 +144,12 @@ $(BUILD)/tests/sim: $(call objects,$(SIM_SOURCES)) $(ARCHIVE) $(BUILD)/link
 	@mkdir -p $(@D)
 	$(Q)$(LINK) -pie -o $@ $(filter %.o %.a,$^) $(LIBRARIES)
 
+# Loaded into the program under test, before everything else: not instrumented, whatever the program is.
+$(BUILD)/tests/%-preload.so: tests/fake/%-preload.c Makefile $(BUILD)/compile
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LANGUAGE) -U_FILE_OFFSET_BITS -O2 -g -pthread $(WARNINGS) -fPIC -shared -o $@ $< -ldl
+
 clean:
 	rm -rf build rowsnap rowsnap.static
 
@@ -164,7 +172,7 @@ uninstall:
 ## Testing
 
 # There is no static program with sanitizers in it.
-tests: $(PROGRAM) $(UNIT_PROGRAMS) $(SIM_PROGRAM) $(if $(SANITIZE),,$(BUILD)/rowsnap.static)
+tests: $(PROGRAM) $(UNIT_PROGRAMS) $(SIM_PROGRAM) $(FAKES) $(if $(SANITIZE),,$(BUILD)/rowsnap.static)
 
 # A compiler's warnings are less reliable in instrumented code (its manual says so): there they stay warnings.
 check:

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cmd/server.h"
+#include "io/dm-user.h"
 #include "io/nbd.h"
 
 /* An operation that was asked for: lives until the operation's end, the client perhaps not so long. */
@@ -265,8 +266,7 @@ static void reply_snapshot(const struct pending *pending)
 static void pending_done(struct operation *operation, int error)
 {
 	struct pending *pending = operation->context;
-
-	if (error == 0 && !pending->is_drop && pending->server->loopdev != NULL) {
+	if (error == 0 && !pending->is_drop && server_has_devices(pending->server)) {
 		pending->taken = true; /* server_finish_pending() goes on */
 		return;
 	}
@@ -284,7 +284,7 @@ void server_finish_pending(struct server *server)
 	list_for_each_safe(link, &server->pending) {
 		struct pending *pending = container_of(link, struct pending, link);
 
-		if (!pending->taken || !loopdev_is_settled(server->loopdev, pending->name))
+		if (!pending->taken || !server_device_is_settled(server, pending->name))
 			continue;
 		if (pending->client != NULL)
 			reply_snapshot(pending);
@@ -338,8 +338,9 @@ static void request_snapshot(struct server *server, struct control_client *clien
 		reply_error(client, store, "is not an absolute path");
 		return;
 	}
-	if (server->fuse_path != NULL && strncmp(store, server->fuse_path, strlen(server->fuse_path)) == 0 &&
-	    store[strlen(server->fuse_path)] == '/') {
+	if ((server->fuse_path != NULL && strncmp(store, server->fuse_path, strlen(server->fuse_path)) == 0 &&
+	     store[strlen(server->fuse_path)] == '/') ||
+	    (server->dm_user != NULL && dm_user_owns(server->dm_user, cmd_json_number(request, "store_device")))) {
 		reply_error(client, store, "lies on this server's own export: it would wait for itself");
 		return;
 	}

@@ -24,6 +24,7 @@
 
 #include "cmd/server.h"
 #include "io/cleanup.h"
+#include "io/dm-user.h"
 #include "io/fuse.h"
 #include "io/log.h"
 #include "io/memory.h"
@@ -38,7 +39,7 @@ struct arguments {
 	const char *origin;
 	const char **stores;
 	size_t store_count;
-	const char *volume, *run, *nbd, *fuse;
+	const char *volume, *run, *nbd, *fuse, *dm_user;
 	bool use_nbd, loop;
 	enum on_full on_full;
 	bool discard_copy, accept_origin;
@@ -349,6 +350,43 @@ static int start_loop_devices(struct server *server)
 	return EXIT_DONE;
 }
 
+static const char *dm_user_reason(int error)
+{
+	switch (error) {
+	case -ENOENT:
+		return "this kernel has no device mapper (/dev/mapper/control): serve with --nbd or --fuse";
+	case -EPROTONOSUPPORT:
+		return "this kernel's device mapper speaks another version of its protocol";
+	case -ENODEV:
+		return "this kernel has no dm-user target (only Android's have it): serve with --nbd or --fuse";
+	case -EACCES:
+	case -EPERM:
+		return "not permitted: making devices needs root";
+	case -EBUSY:
+		return "a device of this name is there already and in use, or somebody else's: close or remove it, or give another "
+		       "name";
+	case -EALREADY:
+		return "another server serves this device: stop it, or give another name";
+	case -EINVAL:
+		return "the origin's size is no multiple of 512 bytes: a block device cannot have it";
+	case -ETIMEDOUT:
+		return "its file in /dev/dm-user did not appear: is udev running?";
+	default:
+		return strerror(-error);
+	}
+}
+
+static int start_dm_user(struct server *server, const char *name)
+{
+	char failed[DEVICE_MAPPER_NAME_BYTES];
+	int error = dm_user_start(server->loop, &server->exports, server->arena, name, failed, &server->dm_user);
+
+	if (error != 0)
+		return cmd_fail("serve", failed[0] != '\0' ? failed : "--dm-user", "%s", dm_user_reason(error));
+	add_transport(server, server->dm_user);
+	return EXIT_DONE;
+}
+
 static int start_nbd(struct server *server, const struct arguments *arguments, const char *run_directory,
 		     const char *volume)
 {
@@ -383,6 +421,11 @@ static int start_control(struct server *server, const char *run_directory, const
 	return EXIT_DONE;
 }
 
+static bool kernel_waits_for(const struct arguments *arguments)
+{
+	return arguments->fuse != NULL || arguments->loop || arguments->dm_user != NULL;
+}
+
 /* The control socket first: it tells a volume's second server from the first. */
 static int start_transports(struct server *server, const struct arguments *arguments, const char *volume)
 {
@@ -391,17 +434,20 @@ static int start_transports(struct server *server, const struct arguments *argum
 
 	if (code == EXIT_DONE)
 		code = start_control(server, directory, volume);
-	if (code == EXIT_DONE && (arguments->use_nbd || (arguments->fuse == NULL && !arguments->loop)))
+	if (code == EXIT_DONE && (arguments->use_nbd || !kernel_waits_for(arguments)))
 		code = start_nbd(server, arguments, directory, volume);
-	if (code == EXIT_DONE && (arguments->fuse != NULL || arguments->loop)) {
+	if (code == EXIT_DONE && kernel_waits_for(arguments)) {
 		/* The kernel may write through us to get memory free. */
 		arena_touch(server->arena);
 		volume_touch_buffers(server->volume);
 		memory_lock();
-		code = start_fuse(server, arguments->fuse, directory, volume);
 	}
+	if (code == EXIT_DONE && (arguments->fuse != NULL || arguments->loop))
+		code = start_fuse(server, arguments->fuse, directory, volume);
 	if (code == EXIT_DONE && arguments->loop)
 		code = start_loop_devices(server);
+	if (code == EXIT_DONE && arguments->dm_user != NULL)
+		code = start_dm_user(server, arguments->dm_user);
 	return code;
 }
 
@@ -452,6 +498,8 @@ static void print_exports(const struct server *server)
 			(void)printf("%s %s\n", export->name, path);
 		if (export->device[0] != '\0')
 			(void)printf("%s %s\n", export->name, export->device);
+		if (server->dm_user != NULL && server->loopdev != NULL)
+			(void)printf("%s /dev/mapper/%s\n", export->name, dm_user_device(server->dm_user, export));
 	}
 	(void)printf("rowsnap: ready\n");
 	(void)fflush(stdout);
@@ -467,12 +515,23 @@ static bool is_over(const struct server *server)
 	return server->stopped && (idle || loop_now_ns(server->loop) >= server->close_by_ns);
 }
 
+bool server_has_devices(const struct server *server)
+{
+	return server->loopdev != NULL || server->dm_user != NULL;
+}
+
+bool server_device_is_settled(const struct server *server, const char *name)
+{
+	return (server->loopdev == NULL || loopdev_is_settled(server->loopdev, name)) &&
+	       (server->dm_user == NULL || dm_user_is_settled(server->dm_user));
+}
+
 static bool devices_are_there(const struct server *server)
 {
-	if (server->loopdev == NULL || loopdev_failure(server->loopdev) != NULL)
+	if (server->loopdev != NULL && loopdev_failure(server->loopdev) != NULL)
 		return true;
 	list_for_each(link, &server->exports.exports)
-		if (!loopdev_is_settled(server->loopdev, container_of(link, struct export, link)->name))
+		if (!server_device_is_settled(server, container_of(link, struct export, link)->name))
 			return false;
 	return true;
 }
@@ -520,7 +579,7 @@ static int serve(struct server *server, const struct arguments *arguments, const
 	if (arguments->loop && geteuid() != 0)
 		return cmd_fail("serve", "--loop", "only root may make loop devices (--nbd and --fuse=DIR need no root)");
 	error = arguments->loop ? keeper_start(&server->keeper) : 0;
-	if (arguments->loop || arguments->fuse != NULL)
+	if (kernel_waits_for(arguments))
 		memory_serve_io();
 	if (error == 0)
 		error = start_loop(server);
@@ -596,6 +655,7 @@ enum {
 	OPTION_NBD,
 	OPTION_FUSE,
 	OPTION_LOOP,
+	OPTION_DM_USER,
 	OPTION_ON_FULL,
 	OPTION_DISCARD,
 	OPTION_ACCEPT_ORIGIN,
@@ -622,6 +682,12 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 		return 0;
 	case OPTION_LOOP:
 		arguments->loop = true;
+		return 0;
+	case OPTION_DM_USER:
+		if (!name_is_valid(argument) || strlen(argument) > DM_USER_NAME_LENGTH_MAX || strcmp(argument, "control") == 0)
+			argp_error(state, "--dm-user: '%s' cannot name the devices: 1 to %u of A-Za-z0-9._-, not starting with "
+					  "- or ., not 'control'", argument, DM_USER_NAME_LENGTH_MAX);
+		arguments->dm_user = argument;
 		return 0;
 	case OPTION_ON_FULL:
 		if (strcmp(argument, "break") == 0)
@@ -684,6 +750,8 @@ int cmd_serve(int argc, char **argv)
 		{ "fuse", OPTION_FUSE, "DIR", 0,
 		  "mount DIR, an empty folder, and serve there as files: origin, and snapshots/NAME", 0 },
 		{ "loop", OPTION_LOOP, NULL, 0, "serve as loop devices, /dev/loopN (as root)", 0 },
+		{ "dm-user", OPTION_DM_USER, "NAME", 0,
+		  "serve as block devices, on a kernel with dm-user: /dev/mapper/NAME, and /dev/mapper/NAME-SNAPSHOT", 0 },
 		{ "on-full", OPTION_ON_FULL, "POLICY", 0,
 		  "when a store is full: break (writes go on, the snapshots are broken; the default), fail, or wait", 0 },
 		{ "discard", OPTION_DISCARD, "POLICY", 0,

@@ -19,7 +19,7 @@ struct server {
 	struct export_table exports;
 	struct volume *volume;
 	/* NULL: not asked for. `transports` are those there are, in the order in which they end. */
-	struct transport *nbd, *fuse, *loopdev;
+	struct transport *nbd, *fuse, *loopdev, *dm_user;
 	struct transport *transports[SERVER_TRANSPORTS_MAX];
 	size_t transport_count;
 	struct keeper keeper;        /* with loop devices; pid 0: none */
@@ -54,5 +54,7 @@ void server_answer_stops(struct server *server);  /* the files are free */
 
 /* serve.c */
 void server_begin_stop(struct server *server, bool force);
+bool server_has_devices(const struct server *server);
+bool server_device_is_settled(const struct server *server, const char *name); /* it is there, or does not come */
 
 #endif

@@ -175,9 +175,14 @@ static int check_own_export(const char *store, struct json_object *list)
 static int ask(const struct arguments *arguments, const char *store, bool *lost, struct json_object **result)
 {
 	struct json_object *request = cmd_request("snapshot");
+	struct stat status;
 
 	json_object_object_add(request, "name", json_object_new_string(arguments->name));
 	json_object_object_add(request, "store", json_object_new_string(store));
+	/* For the server, which must not look itself: on its own export it would wait for itself. */
+	if (stat(store, &status) == 0)
+		json_object_object_add(request, "store_device",
+				       json_object_new_uint64(S_ISBLK(status.st_mode) ? status.st_rdev : status.st_dev));
 	return cmd_call("snapshot", arguments->volume, request, NULL, NULL, lost, result);
 }
 

@@ -43,6 +43,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "io/event.h"
 #include "io/workers.h"
 
 #define WORKER_COUNT 4u
@@ -635,26 +636,20 @@ static bool push_batch(struct disk_host *host)
 
 void disk_host_push(struct disk_host *host)
 {
-	const uint64_t one = 1;
-
 	while (push_batch(host))
 		;
 	/* What io_submit refused is told by poll, like the rest: make sure that it is called. */
-	if (!list_is_empty(&host->finished)) {
-		while (write(host->event_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-			;
-	}
+	if (!list_is_empty(&host->finished))
+		event_count_up(host->event_fd);
 }
 
 unsigned disk_host_poll(struct disk_host *host)
 {
 	unsigned count = 0;
-	uint64_t events;
 	struct list *link;
 
 	/* First the signal, then what it stands for: what comes in between signals again. */
-	while (read(host->event_fd, &events, sizeof(events)) < 0 && errno == EINTR)
-		;
+	event_clear(host->event_fd);
 	take_from_kernel(host);
 	take_from_workers(host);
 	while ((link = list_pop(&host->finished))) {

@@ -402,7 +402,7 @@ static void loopdev_detach(struct transport *transport, bool force)
 }
 
 /* With force: once each has been asked to go. */
-static bool loopdev_is_detached(const struct transport *transport, const char **why)
+static bool loopdev_is_detached(struct transport *transport, const char **why)
 {
 	const struct loopdevs *all = loopdevs_of_const(transport);
 	bool is = all->detaching && !all->in_flight;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Worker threads. This is the only file with threads and locks in it.
+ * Worker threads. Threads and locks are in this file and in dm-user-reader.c, and nowhere else.
  *
  *     loop's thread                                   workers
  *     workers_give() --> waiting --(mutex, condition)--> run(), unlocked
@@ -16,9 +16,9 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <unistd.h>
+
+#include "io/event.h"
 
 #define STACK_BYTES ((size_t)512 << 10)
 
@@ -31,15 +31,6 @@ struct workers {
 	unsigned count;
 	pthread_t threads[WORKERS_MAX];
 };
-
-/* The eventfd is non-blocking and its counter cannot get near its limit, so nothing but EINTR can come in between. */
-static void signal_event(int event_fd)
-{
-	const uint64_t one = 1;
-
-	while (write(event_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-		;
-}
 
 static void *worker_main(void *context)
 {
@@ -65,7 +56,7 @@ static void *worker_main(void *context)
 		list_append(&workers->finished, &job->link);
 		if (was_empty) {
 			pthread_mutex_unlock(&workers->mutex);
-			signal_event(workers->event_fd);
+			event_count_up(workers->event_fd);
 			pthread_mutex_lock(&workers->mutex);
 		}
 	}
