@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 
+import dm_user_fake
 import nbd_client
 from linux import (KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, detach_loop, device_is_read_only, device_size,
                    discard_device, fallocate, is_mounted, read_direct, unmount, write_direct)
@@ -404,8 +405,74 @@ class Loop(Transport):
         unmount_all(self.mount_point)
 
 
+class DmUserDevice(Device):
+    """On the fake of the kernel's side, which cuts and orders requests as the block layer and the driver may."""
+    align = SECTOR
+    can_discard = False
+
+    def __init__(self, device):
+        self.device = device
+        self.size, self.read_only = device.size, device.read_only
+
+    def opened(self):
+        if not self.device.is_open:
+            raise OSError(errno.EBADF, "the device was closed")
+        return self.device
+
+    def read(self, offset, length):
+        return self.opened().read(offset, length)
+
+    def write(self, offset, data, fua=False):
+        self.opened().write(offset, data, fua)
+
+    def flush(self):
+        self.opened().flush()
+
+    def discard(self, offset, length):
+        self.opened().discard(offset, length)
+
+    def zero(self, offset, length, no_hole=False):
+        self.opened().zero(offset, length)
+
+    def close(self):
+        self.device.close()
+
+
+class DmUser(Transport):
+    name = "dm-user"
+    stop_options = ["--force"]
+
+    def __init__(self, discard_copy=False):
+        super().__init__(discard_copy)
+        self.kernel = None
+
+    def serve_arguments(self, folder):
+        self.kernel = dm_user_fake.Kernel()
+        return ["--dm-user=disk"]
+
+    def environment(self):
+        return self.kernel.environment()
+
+    @staticmethod
+    def device_name(export_name):
+        return "disk" if export_name == "origin" else "disk-" + export_name
+
+    def is_there(self, export_name):
+        with self.kernel.lock:
+            return self.kernel.is_ready(self.device_name(export_name))
+
+    def open(self, export_name):
+        return DmUserDevice(self.kernel.open(self.device_name(export_name)))
+
+    def close(self):
+        self.kernel.close()
+        if self.kernel.violations:
+            raise OSError(errno.EPROTO, f"against the protocol: {self.kernel.violations}")
+
+
 TRANSPORTS = [
     Nbd,
     Fuse,
     Loop,
+    DmUser,
 ]
