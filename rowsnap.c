@@ -25,6 +25,8 @@ static const struct command commands[] = {
 	{ "status", cmd_status, "show what a server does: counters, latencies" },
 	{ "stop", cmd_stop, "end a server cleanly" },
 	{ "inspect", cmd_inspect, "show a store's superblocks, areas and exceptions" },
+	{ "replay", cmd_replay, "write a snapshot's whole image to a file or device, offline" },
+	{ "diff", cmd_diff, "list the byte ranges that differ between two snapshots, offline" },
 };
 
 const char *argp_program_version = "rowsnap " ROWSNAP_VERSION;

@@ -29,6 +29,8 @@ int cmd_list(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_stop(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_replay(int argc, char **argv);
+int cmd_diff(int argc, char **argv);
 
 /* "rowsnap COMMAND: what: why" on stderr, a line, control characters made harmless. Returns EXIT_FAILED. */
 __attribute__((format(printf, 3, 4))) int cmd_fail(const char *command, const char *what, const char *format, ...);
@@ -38,6 +40,12 @@ __attribute__((warn_unused_result)) int cmd_parse_size(const char *text, uint64_
 
 /* For argp parsers: a size, or a usage error that names the option. */
 uint64_t cmd_size_argument(const char *option, const char *text, struct argp_state *state);
+
+/* For argp parsers: the WHEN of --progress, or a usage error. */
+enum cmd_progress { PROGRESS_AUTO, PROGRESS_ALWAYS, PROGRESS_NEVER };
+enum cmd_progress cmd_progress_argument(const char *text, struct argp_state *state);
+/* Whether progress is to be shown on stderr; auto: on a terminal. */
+bool cmd_shows_progress(enum cmd_progress progress);
 
 /* "1.5 GiB" */
 #define SIZE_TEXT_BYTES 32u
@@ -49,8 +57,8 @@ void cmd_time_text(uint64_t time_ns, char text[static TIME_TEXT_BYTES]);
 
 /* The folder of the sockets, made (0700) if `make`. The caller frees. Returns 0, or prints an error and returns EXIT_FAILED. */
 __attribute__((warn_unused_result)) int cmd_run_directory(const char *command, bool make, char **directory);
-/* Likewise for the folder of the volumes' records; always made. */
-__attribute__((warn_unused_result)) int cmd_state_directory(const char *command, char **directory);
+/* Likewise for the folder of the volumes' records. */
+__attribute__((warn_unused_result)) int cmd_state_directory(const char *command, bool make, char **directory);
 /* The control socket of a volume: its name, or a path to the socket. */
 __attribute__((warn_unused_result)) int cmd_socket_path(const char *command, const char *volume, char **path);
 
@@ -87,6 +95,28 @@ struct format_options {
 };
 __attribute__((warn_unused_result)) int cmd_format_store(const char *command, const char *path,
 							 const struct format_options *options, bool *created);
+
+/*
+ * Whether what lies at `path` may be overwritten: EXIT_DONE; or prints what stands in the way: a use (never overwritten),
+ * or, without `force`, content that libblkid or we know.
+ */
+__attribute__((warn_unused_result)) int cmd_check_content(const char *command, struct disk_host *host, const char *path,
+							  bool force);
+
+/* An origin and its stores, opened by an offline command; see core/offline.h. */
+struct offline;
+struct cmd_offline {
+	struct disk_host *host;
+	struct offline *offline;
+};
+
+/*
+ * Opens them: the first path is the origin, the others are its stores. Prints errors; notices and warnings of the core are
+ * not shown from here on. cmd_offline_close() in any case.
+ */
+__attribute__((warn_unused_result)) int cmd_offline_open(const char *command, char *const *paths, size_t count,
+							 bool accept_origin, struct cmd_offline *opened);
+void cmd_offline_close(struct cmd_offline *opened);
 
 /* The reports as JSON: the same from a server and offline. */
 struct json_object *cmd_list_json(const struct volume_report *volume, const struct snapshot_report *snapshots,

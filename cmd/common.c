@@ -70,6 +70,22 @@ uint64_t cmd_size_argument(const char *option, const char *text, struct argp_sta
 	return bytes;
 }
 
+enum cmd_progress cmd_progress_argument(const char *text, struct argp_state *state)
+{
+	if (strcmp(text, "auto") == 0)
+		return PROGRESS_AUTO;
+	if (strcmp(text, "always") == 0)
+		return PROGRESS_ALWAYS;
+	if (strcmp(text, "never") != 0)
+		argp_error(state, "--progress: '%s' is not one of auto, always, never", text);
+	return PROGRESS_NEVER;
+}
+
+bool cmd_shows_progress(enum cmd_progress progress)
+{
+	return progress == PROGRESS_ALWAYS || (progress == PROGRESS_AUTO && isatty(STDERR_FILENO));
+}
+
 void cmd_size_text(uint64_t bytes, char text[static SIZE_TEXT_BYTES])
 {
 	static const char *const units[] = { "B", "KiB", "MiB", "GiB", "TiB" };
@@ -162,19 +178,19 @@ int cmd_run_directory(const char *command, bool make, char **directory)
 			"set XDG_RUNTIME_DIR (a login session has it) or ROWSNAP_RUNDIR");
 }
 
-int cmd_state_directory(const char *command, char **directory)
+int cmd_state_directory(const char *command, bool make, char **directory)
 {
 	const char *given = environment("ROWSNAP_STATEDIR"), *state = environment("XDG_STATE_HOME");
 	const char *home = environment("HOME");
 
 	if (given != NULL)
-		return make_directory(command, true, cmd_absolute_path(given), directory);
+		return make_directory(command, make, cmd_absolute_path(given), directory);
 	if (geteuid() == 0)
-		return make_directory(command, true, strdup("/var/lib/rowsnap"), directory);
+		return make_directory(command, make, strdup("/var/lib/rowsnap"), directory);
 	if (state != NULL)
-		return make_directory(command, true, join(state, "rowsnap"), directory);
+		return make_directory(command, make, join(state, "rowsnap"), directory);
 	if (home != NULL)
-		return make_directory(command, true, join(home, ".local/state/rowsnap"), directory);
+		return make_directory(command, make, join(home, ".local/state/rowsnap"), directory);
 	return cmd_fail(command, "no folder for the volume's record", "set HOME, XDG_STATE_HOME or ROWSNAP_STATEDIR");
 }
 

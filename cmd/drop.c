@@ -4,19 +4,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cmd/cmd.h"
 #include "core/store.h"
 #include "io/cleanup.h"
 #include "io/probe.h"
 
-enum progress { PROGRESS_AUTO, PROGRESS_ALWAYS, PROGRESS_NEVER };
-
 struct arguments {
 	const char *first, *second;
 	bool background, force, forget_older, json;
-	enum progress progress;
+	enum cmd_progress progress;
 };
 
 /* ---- offline ---- */
@@ -116,7 +113,7 @@ static void show_progress(struct json_object *progress, void *context)
 {
 	const struct arguments *arguments = context;
 
-	if (arguments->progress == PROGRESS_NEVER || (arguments->progress == PROGRESS_AUTO && !isatty(STDERR_FILENO)))
+	if (!cmd_shows_progress(arguments->progress))
 		return;
 	(void)fprintf(stderr, "\r%s: %llu of %llu blocks folded", arguments->second,
 		      (unsigned long long)cmd_json_number(progress, "done"),
@@ -164,14 +161,7 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 		arguments->json = true;
 		return 0;
 	case LONG_ONLY('p'):
-		if (strcmp(argument, "auto") == 0)
-			arguments->progress = PROGRESS_AUTO;
-		else if (strcmp(argument, "always") == 0)
-			arguments->progress = PROGRESS_ALWAYS;
-		else if (strcmp(argument, "never") == 0)
-			arguments->progress = PROGRESS_NEVER;
-		else
-			argp_error(state, "--progress: '%s' is not one of auto, always, never", argument);
+		arguments->progress = cmd_progress_argument(argument, state);
 		return 0;
 	case ARGP_KEY_ARG:
 		if (arguments->first == NULL)

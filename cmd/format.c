@@ -12,8 +12,8 @@
 #include "io/cleanup.h"
 #include "io/probe.h"
 
-/* What stands in the way, or 0. A rowsnap store that is in use by a volume counts as content, an empty one does not. */
-static int check_content(const char *command, struct disk_host *host, const char *path, bool force)
+/* A rowsnap store that is in use by a volume counts as content, an empty one does not. */
+int cmd_check_content(const char *command, struct disk_host *host, const char *path, bool force)
 {
 	char text[PROBE_TEXT_BYTES];
 	struct store *store;
@@ -102,7 +102,7 @@ static int open_and_format(const char *command, struct disk_host *host, const ch
 		return check_size(command, path, &info, options, &limit);
 	}
 	if (!*created) {
-		result = check_content(command, host, path, options->force);
+		result = cmd_check_content(command, host, path, options->force);
 		if (result != EXIT_DONE)
 			return result;
 	}

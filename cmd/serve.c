@@ -304,7 +304,7 @@ static int open_volume(struct server *server, const struct arguments *arguments,
 	if (!memory)
 		code = cmd_fail("serve", arguments->origin, "out of memory");
 	if (code == EXIT_DONE)
-		code = cmd_state_directory("serve", &state);
+		code = cmd_state_directory("serve", true, &state);
 	options.state_directory = state;
 	if (code == EXIT_DONE &&
 	    volume_open(server->host, &server->exports, origin, (const char *const *)stores, arguments->store_count,

@@ -130,7 +130,7 @@ static int check_freeze(const struct arguments *arguments, const char *store, st
 	if (lies_on(store, status.st_dev))
 		return cmd_fail("snapshot", arguments->freeze, "the store %s lies on this file system: it cannot be frozen",
 				store);
-	if (cmd_state_directory("snapshot", &state) == EXIT_DONE && stat(state, &folder) == 0 &&
+	if (cmd_state_directory("snapshot", true, &state) == EXIT_DONE && stat(state, &folder) == 0 &&
 	    folder.st_dev == status.st_dev)
 		return cmd_fail("snapshot", arguments->freeze,
 				"the volume's record in %s lies on this file system: it cannot be frozen", state);

@@ -97,7 +97,7 @@ static void copy_durable(struct log_ticket *ticket, int error)
 	copy_end(ticket->context, error);
 }
 
-static bool is_zero(const uint8_t *data, size_t bytes)
+bool is_zero(const uint8_t *data, size_t bytes)
 {
 	return data[0] == 0 && memcmp(data, data + 1, bytes - 1) == 0;
 }

@@ -222,6 +222,7 @@ int copy_pool_create(struct volume *volume);
  */
 int copy_preserve(struct volume *volume, struct request *request, block_t first, uint64_t count);
 void copy_turn(struct volume *volume);
+bool is_zero(const uint8_t *data, size_t bytes); /* above 0 bytes */
 bool copy_is_idle(const struct volume *volume);
 /* How many blocks from `block` on (at most limit) are preserved, and if none, how many are not. */
 uint64_t preserved_run(const struct volume *volume, block_t block, uint64_t limit, bool *preserved);

@@ -13,6 +13,7 @@
 #include "core/offline.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "core/opening.h"
@@ -179,6 +180,97 @@ int offline_read_wait(struct offline *offline, size_t point, uint8_t *buffer, ui
 	while (!read.done)
 		offline_wait(offline);
 	return read.error;
+}
+
+/* ---- what cannot be read ---- */
+
+static struct offline_fault describe_fault(const struct offline *offline, size_t point, uint64_t offset, uint64_t length,
+					   bool checksum, int error)
+{
+	const struct volume *volume = offline->volume;
+	block_t block = offset / volume->block_bytes;
+	struct placement at = chain_find(volume, point, block, 1);
+
+	return (struct offline_fault){
+		.kind = at.place == PLACE_LOST	 ? FAULT_LOST :
+			at.place == PLACE_BROKEN ? FAULT_BROKEN :
+			checksum		 ? FAULT_CHECKSUM :
+						   FAULT_READ,
+		.block = block,
+		.count = 1,
+		.offset = offset,
+		.length = length,
+		.store = at.store,
+		.slot = at.slot,
+		.error = error,
+	};
+}
+
+int offline_salvage(struct offline *offline, size_t point, uint8_t *buffer, uint64_t offset, uint64_t length,
+		    int (*found)(const struct offline_fault *fault, void *context), void *context)
+{
+	struct volume *volume = offline->volume;
+	int result = 0;
+
+	for (uint64_t done = 0; done < length && result == 0; done += volume->block_bytes) {
+		uint64_t bytes = length - done < volume->block_bytes ? length - done : volume->block_bytes;
+		uint64_t checksum_errors = volume->counters.checksum_errors;
+		struct offline_fault fault;
+		int error = offline_read_wait(offline, point, buffer + done, offset + done, bytes);
+
+		if (error == 0)
+			continue;
+		memset(buffer + done, 0, (size_t)bytes);
+		fault = describe_fault(offline, point, offset + done, bytes,
+				       volume->counters.checksum_errors != checksum_errors, error);
+		result = found(&fault, context);
+	}
+	return result;
+}
+
+bool offline_fault_join(struct offline_fault *fault, const struct offline_fault *next)
+{
+	if (fault->kind != next->kind || fault->store != next->store || fault->error != next->error ||
+	    fault->block + fault->count != next->block)
+		return false;
+	if ((fault->kind == FAULT_CHECKSUM || (fault->kind == FAULT_READ && fault->store != NULL)) &&
+	    fault->slot.index + fault->count != next->slot.index)
+		return false;
+	fault->count += next->count;
+	fault->length += next->length;
+	return true;
+}
+
+void offline_fault_text(const struct offline_fault *fault, char text[static OFFLINE_FAULT_TEXT_BYTES])
+{
+	const char *path = fault->store == NULL ? "" : fault->store->path;
+	unsigned long long last = fault->block + fault->count - 1, bytes = fault->length, offset = fault->offset;
+	char blocks[64], why[OFFLINE_FAULT_TEXT_BYTES - 160] = "";
+
+	if (fault->count == 1)
+		(void)snprintf(blocks, sizeof(blocks), "block %llu", last);
+	else
+		(void)snprintf(blocks, sizeof(blocks), "blocks %llu to %llu", (unsigned long long)fault->block, last);
+	switch (fault->kind) {
+	case FAULT_LOST:
+		(void)snprintf(why, sizeof(why), "store %s: lost: unreadable on the origin when it was to be preserved", path);
+		break;
+	case FAULT_BROKEN:
+		(void)snprintf(why, sizeof(why), "store %s: not preserved, the chain is broken there (%s)", path,
+			       broken_reason_text(fault->store->superblock.broken.reason));
+		break;
+	case FAULT_CHECKSUM:
+		(void)snprintf(why, sizeof(why), "store %s: slot %u: does not match its checksum", path, fault->slot.index);
+		break;
+	case FAULT_READ:
+		if (fault->store == NULL)
+			(void)snprintf(why, sizeof(why), "the origin cannot be read: %s", strerror(-fault->error));
+		else
+			(void)snprintf(why, sizeof(why), "store %s: slot %u: cannot be read: %s", path, fault->slot.index,
+				       strerror(-fault->error));
+		break;
+	}
+	(void)snprintf(text, OFFLINE_FAULT_TEXT_BYTES, "%s (%llu bytes at %llu): %s", blocks, bytes, offset, why);
 }
 
 int offline_check_origin(struct offline *offline)

@@ -53,6 +53,37 @@ void offline_wait(struct offline *offline);
 __attribute__((warn_unused_result)) int offline_read_wait(struct offline *offline, size_t point, uint8_t *buffer,
 							  uint64_t offset, uint64_t length);
 
+/* Why a block cannot be read. */
+enum offline_fault_kind {
+	FAULT_LOST,     /* it could not be read when it was to be preserved */
+	FAULT_BROKEN,   /* it was not preserved: the chain is broken there */
+	FAULT_CHECKSUM, /* what is in its slot, or its entry, is not what was written */
+	FAULT_READ,     /* a read error */
+};
+
+struct offline_fault {
+	enum offline_fault_kind kind;
+	block_t block;
+	uint64_t count;            /* blocks: more than one only after offline_fault_join() */
+	uint64_t offset, length;   /* bytes */
+	const struct store *store; /* NULL: the origin */
+	slot_t slot;               /* with FAULT_CHECKSUM, and FAULT_READ in a store */
+	int error;                 /* with FAULT_READ */
+};
+
+/*
+ * Reads again, block by block, what could not be read at once. What of it can't be read is zeroed in the buffer and told
+ * to found(), in order; what that returns, if not 0, ends it and is returned. `offset` is a multiple of the block size.
+ */
+__attribute__((warn_unused_result)) int
+offline_salvage(struct offline *offline, size_t point, uint8_t *buffer, uint64_t offset, uint64_t length,
+		int (*found)(const struct offline_fault *fault, void *context), void *context);
+/* Whether `next` goes on where `fault` ends, for the same reason: then it has become a part of it. */
+__attribute__((warn_unused_result)) bool offline_fault_join(struct offline_fault *fault, const struct offline_fault *next);
+/* "block 5 (4096 bytes at 20480): store a.store, slot 7: the data does not match its checksum" */
+#define OFFLINE_FAULT_TEXT_BYTES 640u
+void offline_fault_text(const struct offline_fault *fault, char text[static OFFLINE_FAULT_TEXT_BYTES]);
+
 /*
  * Whether the origin is still the one that was opened, as far as its fingerprint tells: -ESTALE when not, or a read error.
  * What was opened beside a read-only mount may have been mounted to be written since.

@@ -1015,6 +1015,16 @@ void disk_get_info(const struct disk *disk, struct disk_info *info)
 	*info = disk->info;
 }
 
+int disk_set_size(struct disk *disk, uint64_t size_bytes)
+{
+	assert(disk->in_flight == 0 && !disk->info.is_device);
+	while (ftruncate(disk->buffered_fd, (off_t)size_bytes) < 0)
+		if (errno != EINTR)
+			return -errno;
+	disk->info.size_bytes = size_bytes;
+	return 0;
+}
+
 bool disk_is_same(const struct disk *a, const struct disk *b)
 {
 	return a->info.is_device == b->info.is_device && a->device == b->device && a->inode == b->inode;

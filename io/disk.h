@@ -109,6 +109,11 @@ __attribute__((warn_unused_result)) int disk_open(struct disk_host *host, const 
 						  struct disk **disk);
 void disk_close(struct disk *disk); /* nothing in flight on it; NULL is harmless */
 void disk_get_info(const struct disk *disk, struct disk_info *info);
+/*
+ * Sets a regular file's size, to which a hole is added where it grows. Blocks; nothing may be in flight on it. 0 or
+ * ftruncate()'s errors.
+ */
+__attribute__((warn_unused_result)) int disk_set_size(struct disk *disk, uint64_t size_bytes);
 /* True when both are the same file or device, whatever their paths. */
 bool disk_is_same(const struct disk *a, const struct disk *b);
 

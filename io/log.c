@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -16,6 +17,13 @@
 
 #define LINE_BYTES_MAX 1024u
 
+static bool silenced;
+
+void log_silence(void)
+{
+	silenced = true;
+}
+
 __attribute__((format(printf, 2, 0))) static void log_line(const char *prefix, const char *format, va_list arguments)
 {
 	const int saved_errno = errno;
@@ -23,6 +31,8 @@ __attribute__((format(printf, 2, 0))) static void log_line(const char *prefix, c
 	size_t used, room;
 	int wanted;
 
+	if (silenced)
+		return;
 	used = strlen(prefix);
 	memcpy(line, prefix, used);
 	room = sizeof(line) - used; /* the byte that vsnprintf() needs for its NUL becomes the newline */

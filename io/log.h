@@ -7,4 +7,7 @@
 __attribute__((format(printf, 1, 2))) void log_notice(const char *format, ...);
 __attribute__((format(printf, 1, 2))) void log_warning(const char *format, ...);
 
+/* No message leaves any more: for a tool that tells all there is to tell itself, in one line. */
+void log_silence(void);
+
 #endif
