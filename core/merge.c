@@ -29,26 +29,19 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
-#include "core/offline.h"
-#include "io/log.h"
+#include "core/ahead.h"
 
-#define PIECES 8u
-#define PIECE_BYTES ((size_t)1 << 20)
 #define ZERO_PIECE_BYTES (UINT64_C(64) << 20)
 
-enum piece_state { PIECE_IDLE, PIECE_READING, PIECE_READ, PIECE_WRITING };
+struct merge;
 
-/* A run of blocks on its way from the stores to the origin. */
-struct piece {
+/* A piece on its way to the origin. */
+struct piece_write {
 	struct merge *merge;
-	enum piece_state state;
-	bool zero;               /* not read, and zeroed on the origin */
-	uint64_t offset, length; /* bytes of the origin */
-	uint8_t *buffer;         /* PIECE_BYTES */
-	int error;               /* the read's */
-	struct request request;
+	struct ahead_piece *piece;
 	struct disk_io io;
 };
 
@@ -66,13 +59,14 @@ struct merge {
 	size_t target, newest; /* of volume->chain */
 	bool origin_changed;   /* while it was half merged, and that was accepted */
 
-	enum merge_stage stage;
+	/* The stage under way. */
+	struct ahead ahead;
 	block_t next;
 	uint64_t done_bytes;
-	int error;             /* the stage's first */
-	uint64_t error_offset; /* where on the origin */
-	bool error_is_write;
-	struct piece pieces[PIECES];
+	unsigned writing; /* pieces */
+	int error;
+	char fault[OFFLINE_FAULT_TEXT_BYTES]; /* with an error but -EINTR: what is at fault */
+	struct piece_write writes[AHEAD_PIECES];
 };
 
 static struct store *store_at(const struct merge *merge, size_t index)
@@ -301,7 +295,7 @@ static int check_sector(const struct merge *merge, unsigned sector, uint8_t *buf
 
 static int check_half_merged(struct merge *merge)
 {
-	uint8_t *buffer = merge->pieces[0].buffer;
+	uint8_t buffer[ARENA_PAGE_BYTES] __attribute__((aligned(ARENA_PAGE_BYTES)));
 
 	for (unsigned i = 0; i < FINGERPRINT_SECTORS; i++) {
 		bool good;
@@ -320,165 +314,155 @@ static int check_half_merged(struct merge *merge)
 	return -ESTALE;
 }
 
-/* ---- pieces ---- */
-
-static bool is_stopped(const struct merge *merge)
-{
-	const struct merge_options *options = merge->options;
-
-	return options->progress != NULL &&
-	       !options->progress(options->context, merge->stage, merge->done_bytes, merge->report->bytes);
-}
-
-static void piece_fail(struct piece *piece, int error, bool is_write)
-{
-	struct merge *merge = piece->merge;
-
-	if (merge->error == 0) {
-		merge->error = error;
-		merge->error_offset = piece->offset;
-		merge->error_is_write = is_write;
-	}
-	piece->state = PIECE_IDLE;
-}
-
-static void piece_finish(struct piece *piece)
-{
-	piece->merge->done_bytes += piece->length;
-	piece->state = PIECE_IDLE;
-}
-
-static void piece_written(struct disk_io *io, int error)
-{
-	struct piece *piece = io->context;
-
-	if (error != 0)
-		piece_fail(piece, error, true);
-	else
-		piece_finish(piece);
-}
-
-static void piece_write(struct piece *piece)
-{
-	piece->state = PIECE_WRITING;
-	piece->io = (struct disk_io){
-		.disk = piece->merge->volume->origin,
-		.op = piece->zero ? DISK_ZERO : DISK_WRITE,
-		.offset = piece->offset,
-		.length = piece->length,
-		.single = { .iov_base = piece->buffer, .iov_len = piece->zero ? 0 : (size_t)piece->length },
-		.done = piece_written,
-		.context = piece,
-	};
-	disk_submit(&piece->io);
-}
-
-static void piece_read_done(struct request *request, int error)
-{
-	struct piece *piece = request->context;
-
-	piece->error = error;
-	piece->state = PIECE_READ;
-}
-
-static void piece_read(struct piece *piece)
-{
-	piece->state = PIECE_READING;
-	piece->request.op = REQUEST_READ;
-	piece->request.offset = piece->offset;
-	piece->request.length = piece->length;
-	piece->request.buffer = piece->buffer;
-	piece->request.complete = piece_read_done;
-	piece->request.context = piece;
-	offline_read(piece->merge->offline, piece->merge->target, &piece->request);
-}
+/* ---- from the stores to the origin ---- */
 
 static bool is_in_stores(const struct placement *at)
 {
 	return at->place == PLACE_SLOT || at->place == PLACE_ZERO;
 }
 
-/* The next run of blocks that the stores have: long zeroes by themselves, else what one read and one write can carry. */
-static bool piece_take(struct piece *piece)
+/* Where the next run of blocks that the stores have begins, from merge->next on: false when there is none. */
+static bool find_run(struct merge *merge, bool *zero, uint64_t *count)
 {
-	struct merge *merge = piece->merge;
-	const struct volume *volume = merge->volume;
-	block_t count = volume_block_count(volume), first = merge->next;
-	uint64_t most = PIECE_BYTES / volume->block_bytes, blocks = 0;
-	struct placement at = { .place = PLACE_ORIGIN, .count = 0 };
+	block_t end = volume_block_count(merge->volume);
 
-	while (first < count && !is_in_stores(&at)) {
-		at = chain_find(volume, merge->target, first, count - first);
-		if (!is_in_stores(&at))
-			first += at.count;
+	while (merge->next < end) {
+		struct placement at = chain_find(merge->volume, merge->target, merge->next, end - merge->next);
+
+		*zero = at.place == PLACE_ZERO;
+		*count = at.count;
+		if (is_in_stores(&at))
+			return true;
+		merge->next += at.count;
 	}
-	merge->next = first;
-	if (first == count)
-		return false;
-	piece->zero = at.place == PLACE_ZERO && at.count >= most;
-	if (piece->zero)
-		blocks = at.count < ZERO_PIECE_BYTES / volume->block_bytes ? at.count : ZERO_PIECE_BYTES / volume->block_bytes;
-	while (!piece->zero && blocks < most && first + blocks < count) {
-		at = chain_find(volume, merge->target, first + blocks, most - blocks);
+	return false;
+}
+
+/* How many blocks from merge->next on (at most `most`) the stores have, zeroes among them or not. */
+static uint64_t measure_run(const struct merge *merge, uint64_t most)
+{
+	block_t end = volume_block_count(merge->volume);
+	uint64_t count = 0;
+
+	while (count < most && merge->next + count < end) {
+		struct placement at = chain_find(merge->volume, merge->target, merge->next + count, most - count);
+
 		if (!is_in_stores(&at))
 			break;
-		blocks += at.count;
+		count += at.count;
 	}
-	piece->offset = first * volume->block_bytes;
-	piece->length = run_bytes(merge, first, blocks);
-	merge->next = first + blocks;
-	return true;
+	return count;
 }
 
-/* Carries a piece on as far as it goes without waiting. */
-static void piece_go_on(struct piece *piece)
+/* Starts reads until no piece is free, or all is planned. Long zeroes are pieces by themselves, of which nothing is read. */
+static void plan_ahead(struct merge *merge)
 {
-	struct merge *merge = piece->merge;
+	uint64_t block_bytes = merge->volume->block_bytes, most = AHEAD_BYTES / block_bytes;
+	uint64_t zero_most = ZERO_PIECE_BYTES / block_bytes, count;
+	bool zero;
 
-	if (piece->state == PIECE_READ) {
-		if (piece->error != 0)
-			piece_fail(piece, piece->error, false);
-		else if (merge->stage == MERGE_WRITING && merge->error == 0)
-			piece_write(piece);
-		else
-			piece_finish(piece);
-	}
-	while (piece->state == PIECE_IDLE && merge->error == 0 && piece_take(piece)) {
-		if (!piece->zero)
-			piece_read(piece);
-		else if (merge->stage == MERGE_WRITING)
-			piece_write(piece);
-		else
-			piece_finish(piece);
+	while (find_run(merge, &zero, &count)) {
+		zero = zero && count >= most;
+		if (!zero)
+			count = measure_run(merge, most - merge->next % most);
+		else if (count > zero_most)
+			count = zero_most;
+		if (!ahead_start(&merge->ahead, merge->next * block_bytes, run_bytes(merge, merge->next, count), zero))
+			return;
+		merge->next += count;
 	}
 }
 
-/* All pieces through one stage. 0, or the first error, once nothing is under way any more. -ECANCELED: told to stop. */
+static void piece_end(struct merge *merge, struct ahead_piece *piece)
+{
+	merge->done_bytes += piece->length;
+	ahead_release(&merge->ahead, piece);
+}
+
+static void piece_written(struct disk_io *io, int error)
+{
+	struct piece_write *write = io->context;
+	struct merge *merge = write->merge;
+
+	if (error != 0 && merge->error == 0) {
+		merge->error = error;
+		(void)snprintf(merge->fault, sizeof(merge->fault), "cannot be written at byte %" PRIu64 ": %s",
+			       write->piece->offset, strerror(-error));
+	}
+	merge->writing--;
+	piece_end(merge, write->piece);
+}
+
+static void piece_write(struct merge *merge, struct ahead_piece *piece)
+{
+	struct piece_write *write = &merge->writes[piece->index];
+
+	write->merge = merge;
+	write->piece = piece;
+	write->io = (struct disk_io){
+		.disk = merge->volume->origin,
+		.op = piece->hole ? DISK_ZERO : DISK_WRITE,
+		.offset = piece->offset,
+		.length = piece->length,
+		.single = { .iov_base = piece->buffer, .iov_len = piece->hole ? 0 : (size_t)piece->length },
+		.done = piece_written,
+		.context = write,
+	};
+	merge->writing++;
+	disk_submit(&write->io);
+}
+
+static int fault_found(const struct offline_fault *fault, void *context)
+{
+	struct merge *merge = context;
+
+	offline_fault_text(fault, merge->fault);
+	return -EIO;
+}
+
+static void deliver(struct merge *merge, enum merge_stage stage, struct ahead_piece *piece)
+{
+	if (piece->error != 0 && merge->error == 0)
+		merge->error = offline_salvage(merge->offline, merge->target, piece->buffer, piece->offset, piece->length,
+					       fault_found, merge);
+	if (merge->error == 0 && stage == MERGE_WRITING)
+		piece_write(merge, piece);
+	else
+		piece_end(merge, piece);
+}
+
+/*
+ * Reads all that is to be written, and writes it if that is the stage. 0, or the first error with merge->fault, once nothing
+ * is under way any more. -EINTR: cancelled.
+ */
 static int run_stage(struct merge *merge, enum merge_stage stage)
 {
-	unsigned ready, waiting;
+	const struct merge_options *options = merge->options;
+	struct ahead_piece *piece;
+	bool all = false;
 
-	merge->stage = stage;
 	merge->next = 0;
 	merge->done_bytes = 0;
-	merge->error = 0;
-	do {
-		ready = 0;
-		waiting = 0;
-		if (merge->error == 0 && is_stopped(merge))
-			merge->error = -ECANCELED;
-		for (unsigned i = 0; i < PIECES; i++) {
-			struct piece *piece = &merge->pieces[i];
-
-			piece_go_on(piece);
-			ready += piece->state == PIECE_READ;
-			waiting += piece->state == PIECE_READING || piece->state == PIECE_WRITING;
+	merge->error = ahead_init(&merge->ahead, merge->offline, merge->target);
+	(void)snprintf(merge->fault, sizeof(merge->fault), "%s", strerror(-merge->error));
+	while (merge->error == 0 && !all) {
+		options->progress(stage, merge->done_bytes, merge->report->bytes, options->context);
+		if (options->is_cancelled(options->context)) {
+			merge->error = -EINTR;
+			break;
 		}
-		if (ready == 0 && waiting > 0)
+		plan_ahead(merge);
+		piece = ahead_take(&merge->ahead);
+		if (piece != NULL)
+			deliver(merge, stage, piece);
+		else if (merge->writing > 0)
 			offline_wait(merge->offline);
-	} while (ready > 0 || waiting > 0);
-	if (merge->error == 0 && is_stopped(merge))
-		merge->error = -ECANCELED;
+		else
+			all = merge->next == volume_block_count(merge->volume);
+	}
+	while (merge->writing > 0)
+		offline_wait(merge->offline);
+	ahead_fini(&merge->ahead);
 	return merge->error;
 }
 
@@ -486,12 +470,11 @@ static int verify(struct merge *merge)
 {
 	int error = run_stage(merge, MERGE_VERIFYING);
 
-	if (error == -ECANCELED)
-		complaint_set(merge->complaint, merge->origin_path, "stopped: nothing was changed");
+	if (error == -EINTR)
+		complaint_set(merge->complaint, merge->origin_path, "interrupted: nothing was changed");
 	else if (error != 0)
-		complaint_set(merge->complaint, target_name(merge),
-			      "cannot be read whole, at byte %" PRIu64 " or after (%s): nothing was changed", merge->error_offset,
-			      strerror(-error));
+		complaint_set(merge->complaint, target_name(merge), "cannot be read whole, so nothing was changed: %s",
+			      merge->fault);
 	return error;
 }
 
@@ -598,15 +581,10 @@ static int write_origin(struct merge *merge)
 {
 	int error = run_stage(merge, MERGE_WRITING);
 
-	if (error == -ECANCELED)
+	if (error != 0)
 		complaint_set(merge->complaint, merge->origin_path,
-			      "stopped: it is half put back to snapshot %s, and is not served until the same command has finished that",
-			      target_name(merge));
-	else if (error != 0)
-		complaint_set(merge->complaint, merge->error_is_write ? merge->origin_path : target_name(merge),
-			      "cannot be %s at byte %" PRIu64
-			      " or after (%s): the origin is half put back, and is not served until the same command has finished that",
-			      merge->error_is_write ? "written" : "read", merge->error_offset, strerror(-error));
+			      "%s: it is half put back to snapshot %s, and is not served until the same command has finished that",
+			      error == -EINTR ? "interrupted" : merge->fault, target_name(merge));
 	return error;
 }
 
@@ -713,12 +691,11 @@ int merge_run(struct disk_host *host, const char *origin_path, const char *const
 	      const struct merge_options *options, struct merge_report *report, struct complaint *complaint)
 {
 	struct merge *merge = calloc(1, sizeof(*merge));
-	uint8_t *memory = aligned_alloc(ARENA_PAGE_BYTES, PIECES * PIECE_BYTES);
 	int error = -ENOMEM;
 
 	memset(report, 0, sizeof(*report));
 	memset(complaint, 0, sizeof(*complaint));
-	if (merge != NULL && memory != NULL) {
+	if (merge != NULL) {
 		merge->host = host;
 		merge->origin_path = origin_path;
 		merge->store_paths = store_paths;
@@ -726,16 +703,11 @@ int merge_run(struct disk_host *host, const char *origin_path, const char *const
 		merge->options = options;
 		merge->report = report;
 		merge->complaint = complaint;
-		for (unsigned i = 0; i < PIECES; i++) {
-			merge->pieces[i].merge = merge;
-			merge->pieces[i].buffer = memory + i * PIECE_BYTES;
-		}
 		error = merge_all(merge);
 		offline_close(merge->offline);
 	}
 	if (error != 0 && complaint->why[0] == '\0')
 		complaint_set(complaint, origin_path, "%s", strerror(-error));
-	free(memory);
 	free(merge);
 	return error;
 }

@@ -18,8 +18,8 @@ struct merge_options {
 	const char *state_directory;
 	bool dry_run;       /* goes as far as verifying, and writes nothing */
 	bool accept_origin; /* a half-merged origin that was written to meanwhile is finished, with the target marked broken */
-	/* Called often; bytes. False: stop. May be NULL. */
-	bool (*progress)(void *context, enum merge_stage stage, uint64_t done, uint64_t total);
+	void (*progress)(enum merge_stage stage, uint64_t done, uint64_t total, void *context); /* bytes */
+	bool (*is_cancelled)(void *context);
 	void *context;
 };
 
