@@ -95,6 +95,14 @@ static void brief_service_ended(struct operation *operation, int error)
 	service->error = error;
 }
 
+/* Whether the volume goes on with its next turn; else it waits for a disk. */
+static bool is_turn_due(const struct volume *volume)
+{
+	const struct operation *operation = volume->operation;
+
+	return operation == NULL || (operation->is_ready != NULL && operation->is_ready(volume, operation));
+}
+
 /* A start and a clean stop: neither the chain nor the origin is given to anybody. */
 static int tidy(const struct merge *merge)
 {
@@ -116,10 +124,10 @@ static int tidy(const struct merge *merge)
 		return error;
 	service.stop = (struct operation){ .done = brief_service_ended, .context = &service };
 	volume_stop(volume, &service.stop);
-	volume_turn(volume);
 	while (!service.stopped) {
-		disk_host_wait(merge->host);
 		volume_turn(volume);
+		if (!service.stopped && !is_turn_due(volume))
+			disk_host_wait(merge->host);
 	}
 	volume_close(volume);
 	if (service.error != 0)
@@ -147,10 +155,23 @@ static int open_chain(struct merge *merge)
 	return error;
 }
 
+static int refuse_dropping(const struct merge *merge)
+{
+	for (size_t i = 0; i < merge->volume->chain_count; i++)
+		if (merge->volume->chain[i]->dropping) {
+			complaint_set(merge->complaint, merge->volume->chain[i]->store->superblock.name,
+				      "is being dropped: serve the volume until that is done");
+			return -EBUSY;
+		}
+	return 0;
+}
+
 static int open_tidy_chain(struct merge *merge)
 {
 	int error = open_chain(merge);
 
+	if (error == 0)
+		error = refuse_dropping(merge);
 	if (error != 0 || !merge->offline->untidy || merge->offline->merge_begun || merge->options->dry_run)
 		return error;
 	offline_close(merge->offline);
@@ -167,12 +188,6 @@ static int find_target(struct merge *merge)
 	const char *name = merge->options->snapshot;
 	int error;
 
-	for (size_t i = 0; i < merge->volume->chain_count; i++)
-		if (merge->volume->chain[i]->dropping) {
-			complaint_set(merge->complaint, merge->volume->chain[i]->store->superblock.name,
-				      "is being dropped: serve the volume until that is done");
-			return -EBUSY;
-		}
 	if (!offline->merge_begun) {
 		error = offline_find(offline, name, &merge->target, merge->complaint);
 		if (error == 0 && merge->target == merge->volume->chain_count) {
