@@ -178,6 +178,7 @@ static struct json_object *superblock_json(const struct store *store)
 	json_object_object_add(json, "clean", json_object_new_boolean(superblock->clean));
 	add_number(json, "durable_slots", superblock->durable_slots);
 	add_uuid(json, "fold_source_uuid", &superblock->fold_source_uuid);
+	add_uuid(json, "merge_target_uuid", &superblock->merge_target_uuid);
 	add_text(json, "broken_reason",
 		 superblock->broken.reason == BROKEN_NOT ? NULL : broken_reason_text(superblock->broken.reason));
 	add_time(json, "broken_since", superblock->broken.time_ns);

@@ -127,19 +127,16 @@ static int check_same_file(struct opening *opening, const char *path)
 	return error;
 }
 
-/* A wiped store's superblocks are all zeroes. */
-static bool is_wiped(const struct opening *opening, const struct store *store)
+/*
+ * Whether a store that cannot be loaded was wiped. One copy all zeroes is enough: the other may have been torn by a power cut
+ * when its turn came.
+ */
+static bool is_wiped(const struct store *store)
 {
-	static const uint64_t offsets[SUPERBLOCK_COPIES] = { SUPERBLOCK_OFFSET_0, SUPERBLOCK_OFFSET_1 };
-
-	for (unsigned i = 0; i < SUPERBLOCK_COPIES; i++) {
-		if (disk_read_wait(opening->volume->host, store->disk, store->buffer, SUPERBLOCK_BYTES, offsets[i]) != 0)
-			return false;
-		for (size_t at = 0; at < SUPERBLOCK_BYTES; at++)
-			if (store->buffer[at] != 0)
-				return false;
-	}
-	return true;
+	for (unsigned i = 0; i < SUPERBLOCK_COPIES; i++)
+		if (is_zero(store->buffer + (size_t)i * SUPERBLOCK_BYTES, SUPERBLOCK_BYTES))
+			return true;
+	return false;
 }
 
 static int open_store(struct opening *opening, const char *path)
@@ -158,7 +155,9 @@ static int open_store(struct opening *opening, const char *path)
 	if (error != 0)
 		return error;
 	error = store_load_wait(store, &why);
-	if (error == -ENODATA && opening->options->skip_wiped && !opening->from_record && is_wiped(opening, store)) {
+	if (error == -EBADMSG && is_wiped(store))
+		error = -ENODATA;
+	if (error == -ENODATA && opening->options->skip_wiped && !opening->from_record && is_wiped(store)) {
 		opening->store_count--;
 		store_close(store);
 		return 0;

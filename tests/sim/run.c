@@ -986,12 +986,13 @@ static bool is_any_exported(const struct run *run, const struct snap *from)
 	return false;
 }
 
-static bool has_newer(const struct run *run, const struct snap *target)
+static unsigned newer_count(const struct run *run, const struct snap *target)
 {
+	unsigned count = 0;
+
 	for (const struct snap *snap = target + 1; snap < run->snaps + run->snap_count; snap++)
-		if (snap->state != SNAP_GONE)
-			return true;
-	return false;
+		count += snap->state != SNAP_GONE;
+	return count;
 }
 
 /* A start after a merge that was cut short: refused, or there are all of the snapshots, or all but the newer ones. True: it is done. */
@@ -1005,7 +1006,7 @@ static bool start_between(struct run *run, struct snap *target)
 		sim_fail("a merge that was cut short makes a start fail: %s: %s", complaint.what, complaint.why);
 	run->stopping = false;
 	run->stopped = false;
-	if (error == 0 && !sim_is_dead(run->host) && has_newer(run, target)) {
+	if (error == 0 && !sim_is_dead(run->host) && newer_count(run, target) > 0) {
 		done = !is_any_exported(run, target + 1);
 		if (done)
 			merge_ended(run, target);
@@ -1038,20 +1039,22 @@ static void merge_given_up(struct run *run)
 			run->store_lost = true;
 }
 
-static void merge_crash_plan(struct run *run)
+/* `count` stores are to be marked. */
+static void merge_crash_plan(struct run *run, unsigned count)
 {
 	enum crash_kind kinds[] = { CRASH_NONE, CRASH_POWER, CRASH_POWER, CRASH_KILL };
 	struct crash_plan plan = { .kind = kinds[random_below(&run->random, 4)] };
 	uint64_t dice = random_below(&run->random, 10);
 
-	if (dice < 4)
+	/* Of each store two superblocks are written for the mark, and two for the wipe or the end. */
+	if (dice < 2)
 		plan.events = 1 + random_below(&run->random, 400);
-	else if (dice < 7)
-		plan.origin_writes = 1 + random_below(&run->random, 20);
+	else if (dice < 4)
+		plan.origin_writes = 1 + random_below(&run->random, 8);
 	else if (dice < 8)
-		plan.store_writes = 1 + random_below(&run->random, 20);
+		plan.store_writes = 1 + random_below(&run->random, 4 * count + 2);
 	else
-		plan.flushes = 1 + random_below(&run->random, 30);
+		plan.flushes = 1 + random_below(&run->random, 6 * count + 4);
 	sim_set_crash(run->host, &plan);
 }
 
@@ -1064,7 +1067,7 @@ static void merge_until_done(struct run *run, struct snap *target, struct merge_
 		int error;
 
 		if (tries < 4)
-			merge_crash_plan(run);
+			merge_crash_plan(run, 1 + newer_count(run, target));
 		else
 			sim_set_crash(run->host, &none);
 		sim_pause_faults(run->host, random_chance(&run->random, 300) || tries > 1);
@@ -1072,6 +1075,8 @@ static void merge_until_done(struct run *run, struct snap *target, struct merge_
 		sim_pause_faults(run->host, false);
 		if (!sim_is_dead(run->host) && sim_flush_failed(run->host))
 			sim_crash_now(run->host, CRASH_KILL); /* as at the end of a life */
+		else if (error == 0 && !sim_is_dead(run->host) && random_chance(&run->random, 400))
+			sim_crash_now(run->host, CRASH_POWER);
 		done = error == 0;
 		after_crash(run);
 		if (done)
