@@ -7,115 +7,14 @@
 #include <string.h>
 
 #include "cmd/cmd.h"
-#include "core/store.h"
-#include "format/area.h"
+#include "core/survey.h"
 #include "io/probe.h"
 
 struct arguments {
 	char **stores;
 	size_t count;
-	bool exceptions, json;
+	bool areas, exceptions, json;
 };
-
-/* ---- one store's entries, from its metadata as it is on disk ---- */
-
-struct census {
-	uint64_t areas, data, zero_runs, zero_blocks, lost, voids, fingerprints;
-};
-
-struct walk {
-	struct store *store;
-	struct census census;
-	bool print;                /* a line for each exception */
-	struct json_object *array; /* or an object; NULL: not asked for */
-	uint8_t meta[2][AREA_META_BYTES] __attribute__((aligned(4096)));
-};
-
-static void count_entry(struct census *census, const struct entry *entry)
-{
-	switch (entry->type) {
-	case ENTRY_DATA:
-		census->data++;
-		return;
-	case ENTRY_ZERO:
-		census->zero_runs++;
-		census->zero_blocks += entry->count;
-		return;
-	case ENTRY_LOST:
-		census->lost++;
-		return;
-	case ENTRY_VOID:
-		census->voids++;
-		return;
-	case ENTRY_FINGERPRINT:
-		census->fingerprints++;
-		return;
-	}
-}
-
-static void show_entry(const struct walk *walk, slot_t slot, const struct entry *entry)
-{
-	struct json_object *one;
-
-	if (walk->print && walk->array == NULL)
-		(void)printf("  slot %" PRIu32 " %s block %" PRIu64 " count %" PRIu32 " checksum %08" PRIx32 "\n", slot.index,
-			     entry_type_text(entry->type), entry->block, entry->count, entry->data_checksum);
-	if (walk->array == NULL)
-		return;
-	one = json_object_new_object();
-	json_object_object_add(one, "slot", json_object_new_uint64(slot.index));
-	json_object_object_add(one, "type", json_object_new_string(entry_type_text(entry->type)));
-	json_object_object_add(one, "block", json_object_new_uint64(entry->block));
-	json_object_object_add(one, "count", json_object_new_uint64(entry->count));
-	json_object_object_add(one, "checksum", json_object_new_uint64(entry->data_checksum));
-	json_object_array_add(walk->array, one);
-}
-
-/* The entry from the newer copy where it holds there, else from the other. */
-static bool read_entry(const struct walk *walk, uint32_t area, uint32_t index, struct entry *entry)
-{
-	const struct superblock *superblock = &walk->store->superblock;
-	struct area_header headers[2];
-	unsigned newer = 0;
-	bool valid[2];
-
-	for (unsigned c = 0; c < 2; c++)
-		valid[c] = area_header_decode(walk->meta[c], walk->store->seed, area, superblock->geometry.slots_per_area,
-					      &headers[c]) == 0;
-	if (valid[1] && (!valid[0] || headers[1].write_count > headers[0].write_count))
-		newer = 1;
-	for (unsigned c = 0; c < 2; c++)
-		if (entry_decode(walk->meta[c == 0 ? newer : 1 - newer], walk->store->seed, area, index,
-				 superblock_block_count(superblock), entry) == 0)
-			return true;
-	return false;
-}
-
-static int walk_entries(struct walk *walk, struct disk_host *host)
-{
-	const struct geometry *geometry = &walk->store->superblock.geometry;
-	uint32_t end = walk->store->end.index, per_area = geometry->slots_per_area;
-
-	for (uint32_t slot = 0; slot < end; slot++) {
-		uint32_t area = slot / per_area;
-		struct entry entry;
-
-		for (unsigned c = 0; c < 2 && slot % per_area == 0; c++) {
-			int error = disk_read_wait(host, walk->store->disk, walk->meta[c], AREA_META_BYTES,
-						   geometry_meta_offset(geometry, area, c));
-
-			if (error != 0)
-				return cmd_fail("inspect", walk->store->path, "area %" PRIu32 " cannot be read: %s", area,
-						strerror(-error));
-		}
-		walk->census.areas = (uint64_t)area + 1;
-		if (!read_entry(walk, area, slot % per_area, &entry))
-			continue;
-		count_entry(&walk->census, &entry);
-		show_entry(walk, SLOT(slot), &entry);
-	}
-	return EXIT_DONE;
-}
 
 /* ---- the superblock ---- */
 
@@ -145,12 +44,63 @@ static void add_time(struct json_object *object, const char *key, uint64_t time_
 	add_text(object, key, time_ns == 0 ? NULL : text);
 }
 
+static void add_boolean(struct json_object *object, const char *key, bool value)
+{
+	json_object_object_add(object, key, json_object_new_boolean(value));
+}
+
+/* Both copies, as they were found. */
+static struct json_object *copies_json(const struct store *store)
+{
+	static const uint64_t offsets[SUPERBLOCK_COPIES] = { SUPERBLOCK_OFFSET_0, SUPERBLOCK_OFFSET_1 };
+	struct json_object *array = json_object_new_array();
+
+	for (unsigned i = 0; i < SUPERBLOCK_COPIES; i++) {
+		struct json_object *one = json_object_new_object();
+		int error = store->copy_error[i];
+
+		add_number(one, "offset", offsets[i]);
+		add_boolean(one, "good", error == 0);
+		if (error == 0)
+			add_number(one, "generation", store->copy_generation[i]);
+		else
+			json_object_object_add(one, "generation", NULL);
+		add_text(one, "why", error == 0	       ? NULL :
+				     error == -ENODATA ? "no superblock" :
+				     error == -EBADMSG ? "its checksum does not hold" :
+				     error == -EINVAL  ? "a field is out of its range" :
+							 strerror(-error));
+		json_object_array_add(array, one);
+	}
+	return array;
+}
+
+static struct json_object *fingerprint_json(const struct fingerprint *fingerprint)
+{
+	struct json_object *array = json_object_new_array();
+	char text[24];
+
+	for (unsigned i = 0; i < FINGERPRINT_SECTORS; i++) {
+		(void)snprintf(text, sizeof(text), "%016" PRIx64, fingerprint->sector[i]);
+		json_object_array_add(array, json_object_new_string(text));
+	}
+	return array;
+}
+
+static void add_mark(struct json_object *json, const char *reason_key, const char *since_key,
+		     const struct broken_mark *mark)
+{
+	add_text(json, reason_key, mark->reason == BROKEN_NOT ? NULL : broken_reason_text(mark->reason));
+	add_time(json, since_key, mark->time_ns);
+}
+
 static struct json_object *superblock_json(const struct store *store)
 {
 	const struct superblock *superblock = &store->superblock;
 	struct json_object *json = json_object_new_object();
 
 	add_text(json, "store", store->path);
+	json_object_object_add(json, "superblocks", copies_json(store));
 	add_uuid(json, "uuid", &superblock->store_uuid);
 	add_uuid(json, "volume_uuid", &superblock->volume_uuid);
 	add_uuid(json, "predecessor_uuid", &superblock->predecessor_uuid);
@@ -175,82 +125,239 @@ static struct json_object *superblock_json(const struct store *store)
 		json_object_object_add(json, "limit_bytes", NULL);
 	else
 		add_number(json, "limit_bytes", superblock->limit_bytes);
-	json_object_object_add(json, "clean", json_object_new_boolean(superblock->clean));
+	add_boolean(json, "clean", superblock->clean);
 	add_number(json, "durable_slots", superblock->durable_slots);
+	if (superblock->clean)
+		add_number(json, "clean_log_slots", superblock->log_slots);
+	else
+		json_object_object_add(json, "clean_log_slots", NULL);
 	add_uuid(json, "fold_source_uuid", &superblock->fold_source_uuid);
 	add_uuid(json, "merge_target_uuid", &superblock->merge_target_uuid);
-	add_text(json, "broken_reason",
-		 superblock->broken.reason == BROKEN_NOT ? NULL : broken_reason_text(superblock->broken.reason));
-	add_time(json, "broken_since", superblock->broken.time_ns);
+	add_number(json, "fold_base_slots", superblock->fold_base_slots);
+	add_mark(json, "broken_reason", "broken_since", &superblock->broken);
 	add_uuid(json, "witness_uuid", &superblock->witness_uuid);
+	add_mark(json, "witness_reason", "witness_since", &superblock->witness);
+	json_object_object_add(json, "fingerprint", fingerprint_json(&superblock->fingerprint));
 	return json;
 }
 
-static void add_census(struct json_object *json, const struct store *store, const struct walk *walk,
+/* ---- the log ---- */
+
+static void add_counts(struct json_object *json, const struct survey_counts *counts)
+{
+	add_number(json, "data_entries", counts->data);
+	add_number(json, "zero_runs", counts->zero_runs);
+	add_number(json, "zero_blocks", counts->zero_blocks);
+	add_number(json, "lost_blocks", counts->lost);
+	add_number(json, "void_slots", counts->voids);
+	add_number(json, "fingerprints", counts->fingerprints);
+	add_number(json, "missing_entries", counts->missing);
+}
+
+static struct json_object *extents_json(const struct store *store)
+{
+	struct json_object *json = json_object_new_object(), *array = json_object_new_array();
+	struct survey_extents extents;
+
+	survey_extents(store, &extents);
+	add_number(json, "extents", extents.extents);
+	add_number(json, "blocks", extents.blocks);
+	add_number(json, "longest", extents.longest);
+	for (unsigned i = 0; i < SURVEY_LENGTHS; i++) {
+		struct json_object *one;
+
+		if (extents.of_length[i] == 0)
+			continue;
+		one = json_object_new_object();
+		add_number(one, "from", UINT64_C(1) << i);
+		add_number(one, "to", (UINT64_C(2) << i) - 1);
+		add_number(one, "extents", extents.of_length[i]);
+		json_object_array_add(array, one);
+	}
+	json_object_object_add(json, "lengths", array);
+	return json;
+}
+
+static void add_survey(struct json_object *json, const struct store *store, const struct survey *survey,
 		       const struct recovery *recovery)
 {
-	const struct census *census = &walk->census;
-
 	add_number(json, "log_slots", store->end.index);
 	add_number(json, "slots_cut", recovery->slots_cut);
-	json_object_object_add(json, "metadata_lost", json_object_new_boolean(recovery->lost_metadata));
-	add_number(json, "areas", census->areas);
+	add_boolean(json, "metadata_lost", recovery->lost_metadata);
+	add_number(json, "areas", survey->areas);
 	add_number(json, "used_bytes", store_used_bytes(store));
 	add_number(json, "blocks", store->map == NULL ? 0 : map_block_count(store->map));
-	add_number(json, "data_entries", census->data);
-	add_number(json, "zero_runs", census->zero_runs);
-	add_number(json, "zero_blocks", census->zero_blocks);
-	add_number(json, "lost_blocks", census->lost);
-	add_number(json, "void_slots", census->voids);
-	add_number(json, "fingerprints", census->fingerprints);
+	add_counts(json, &survey->total);
+	json_object_object_add(json, "extent_lengths", extents_json(store));
+}
+
+/* ---- lists: lines, or objects ---- */
+
+struct lists {
+	const struct store *store;
+	bool print;                                  /* lines */
+	struct json_object *exceptions, *area_list;  /* or objects; NULL: not asked for */
+};
+
+static void show_entry(slot_t slot, const struct entry *entry, void *context)
+{
+	const struct lists *lists = context;
+	struct json_object *one;
+
+	if (lists->print) {
+		(void)printf("  slot %" PRIu32 " %s block %" PRIu64 " count %" PRIu32 " checksum %08" PRIx32 "\n", slot.index,
+			     entry_type_text(entry->type), entry->block, entry->count, entry->data_checksum);
+		return;
+	}
+	one = json_object_new_object();
+	add_number(one, "slot", slot.index);
+	add_text(one, "type", entry_type_text(entry->type));
+	add_number(one, "block", entry->block);
+	add_number(one, "count", entry->count);
+	add_number(one, "checksum", entry->data_checksum);
+	json_object_array_add(lists->exceptions, one);
+}
+
+static struct json_object *header_json(const struct survey_area *area, unsigned copy)
+{
+	struct json_object *one;
+
+	if (!area->header_valid[copy])
+		return NULL;
+	one = json_object_new_object();
+	add_number(one, "write_count", area->headers[copy].write_count);
+	add_number(one, "durable_slots", area->headers[copy].durable_slots);
+	add_number(one, "entries", area->headers[copy].entry_count);
+	return one;
+}
+
+static void print_area(const struct survey_area *area, uint64_t offset)
+{
+	const struct survey_counts *counts = &area->counts;
+
+	(void)printf("  area %" PRIu32 " offset %" PRIu64 " data %" PRIu64 " zero runs %" PRIu64 " lost %" PRIu64
+		     " void %" PRIu64 " fingerprints %" PRIu64 " missing %" PRIu64 " writes",
+		     area->area, offset, counts->data, counts->zero_runs, counts->lost, counts->voids,
+		     counts->fingerprints, counts->missing);
+	for (unsigned c = 0; c < 2; c++) {
+		if (area->header_valid[c])
+			(void)printf(" %" PRIu64, area->headers[c].write_count);
+		else
+			(void)printf(" -");
+	}
+	(void)putchar('\n');
+}
+
+static void show_area(const struct survey_area *area, void *context)
+{
+	const struct lists *lists = context;
+	uint64_t offset = geometry_area_offset(&lists->store->superblock.geometry, area->area);
+	struct json_object *one, *copies;
+
+	if (lists->print) {
+		print_area(area, offset);
+		return;
+	}
+	one = json_object_new_object();
+	copies = json_object_new_array();
+	add_number(one, "area", area->area);
+	add_number(one, "offset", offset);
+	add_counts(one, &area->counts);
+	for (unsigned c = 0; c < 2; c++)
+		json_object_array_add(copies, header_json(area, c));
+	json_object_object_add(one, "copies", copies);
+	json_object_array_add(lists->area_list, one);
+}
+
+/* ---- text ---- */
+
+static void print_copies(struct json_object *copies)
+{
+	for (size_t i = 0; i < json_object_array_length(copies); i++) {
+		struct json_object *one = json_object_array_get_idx(copies, i);
+
+		(void)printf("  superblock at %-8" PRIu64 " ", cmd_json_number(one, "offset"));
+		if (cmd_json_get(one, "generation") != NULL)
+			(void)printf("generation %" PRIu64 "\n", cmd_json_number(one, "generation"));
+		else
+			(void)printf("not good: %s\n", cmd_json_text(one, "why"));
+	}
+}
+
+static void print_extents(struct json_object *extents)
+{
+	struct json_object *lengths = cmd_json_get(extents, "lengths");
+
+	(void)printf("  %-22s %" PRIu64 " of %" PRIu64 " blocks, the longest has %" PRIu64 "\n", "extents",
+		     cmd_json_number(extents, "extents"), cmd_json_number(extents, "blocks"),
+		     cmd_json_number(extents, "longest"));
+	for (size_t i = 0; i < json_object_array_length(lengths); i++) {
+		struct json_object *one = json_object_array_get_idx(lengths, i);
+
+		(void)printf("    %10" PRIu64 " to %10" PRIu64 " blocks: %" PRIu64 "\n", cmd_json_number(one, "from"),
+			     cmd_json_number(one, "to"), cmd_json_number(one, "extents"));
+	}
 }
 
 static void print_fields(struct json_object *json)
 {
 	json_object_object_foreach(json, key, value)
 	{
-		if (json_object_is_type(value, json_type_array))
-			continue;
-		(void)printf("  %-22s %s\n", key, value == NULL ? "-" : json_object_get_string(value));
+		if (json_object_is_type(value, json_type_object))
+			print_extents(value);
+		else if (strcmp(key, "superblocks") == 0)
+			print_copies(value);
+		else if (json_object_is_type(value, json_type_array))
+			(void)printf("  %-22s %s\n", key,
+				     json_object_to_json_string_ext(value, JSON_C_TO_STRING_PLAIN));
+		else
+			(void)printf("  %-22s %s\n", key, value == NULL ? "-" : json_object_get_string(value));
 	}
 }
 
 /* ---- the command ---- */
 
-static int inspect_store(const struct arguments *arguments, struct disk_host *host, struct store *store,
-			 struct json_object **out)
+static int survey(struct store *store, struct survey *survey)
 {
-	struct walk *walk = aligned_alloc(AREA_META_BYTES, (sizeof(*walk) + AREA_META_BYTES - 1) / AREA_META_BYTES *
-								  AREA_META_BYTES);
-	struct recovery recovery = { .writable = false };
-	int error, code = EXIT_DONE;
+	int error = survey_store(store, survey);
 
-	if (walk == NULL)
-		return cmd_fail("inspect", store->path, "out of memory");
-	memset(walk, 0, sizeof(*walk));
-	walk->store = store;
-	walk->array = arguments->exceptions && arguments->json ? json_object_new_array() : NULL;
+	if (error == 0)
+		return EXIT_DONE;
+	return cmd_fail("inspect", store->path, "area %" PRIu32 " cannot be read: %s", survey->failed_area,
+			strerror(-error));
+}
+
+/* Lines come after the summary, so the store is gone through once more for them. */
+static int inspect_store(const struct arguments *arguments, struct store *store, struct json_object **out)
+{
+	struct lists lists = { .store = store };
+	struct survey counting = { .context = &lists }, listing = { .context = &lists };
+	struct survey *lister = arguments->json ? &counting : &listing;
+	struct recovery recovery = { .writable = false };
+	int error = 0, code;
+
+	lists.exceptions = arguments->exceptions && arguments->json ? json_object_new_array() : NULL;
+	lists.area_list = arguments->areas && arguments->json ? json_object_new_array() : NULL;
+	lists.print = !arguments->json;
+	lister->entry = arguments->exceptions ? show_entry : NULL;
+	lister->area = arguments->areas ? show_area : NULL;
 	*out = superblock_json(store);
-	if (store->superblock.state != STATE_EMPTY) {
+	if (store->superblock.state != STATE_EMPTY)
 		error = store_recover(store, &recovery);
-		if (error != 0)
-			code = cmd_fail("inspect", store->path, "its log cannot be read back: %s", strerror(-error));
-	}
-	if (code == EXIT_DONE)
-		code = walk_entries(walk, host);
-	add_census(*out, store, walk, &recovery);
-	if (walk->array != NULL)
-		json_object_object_add(*out, "exceptions", walk->array);
-	if (code == EXIT_DONE && !arguments->json) {
-		(void)printf("%s\n", store->path);
-		print_fields(*out);
-	}
-	walk->print = arguments->exceptions && !arguments->json;
-	walk->array = NULL;
-	if (code == EXIT_DONE && walk->print)
-		code = walk_entries(walk, host);
-	free(walk);
-	return code;
+	if (error != 0)
+		code = cmd_fail("inspect", store->path, "its log cannot be read back: %s", strerror(-error));
+	else
+		code = survey(store, &counting);
+	add_survey(*out, store, &counting, &recovery);
+	if (lists.area_list != NULL)
+		json_object_object_add(*out, "area_list", lists.area_list);
+	if (lists.exceptions != NULL)
+		json_object_object_add(*out, "exceptions", lists.exceptions);
+	if (code != EXIT_DONE || arguments->json)
+		return code;
+	(void)printf("%s\n", store->path);
+	print_fields(*out);
+	return arguments->areas || arguments->exceptions ? survey(store, &listing) : EXIT_DONE;
 }
 
 static int open_and_inspect(const struct arguments *arguments, struct disk_host *host, const char *path,
@@ -269,7 +376,7 @@ static int open_and_inspect(const struct arguments *arguments, struct disk_host 
 		return cmd_fail("inspect", path, "%s", strerror(-error));
 	error = store_load_wait(store, &why);
 	if (error == 0)
-		code = inspect_store(arguments, host, store, json);
+		code = inspect_store(arguments, store, json);
 	else
 		code = cmd_fail("inspect", path, "%s", store_load_text(error, why));
 	store_close(store);
@@ -308,6 +415,9 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 	struct arguments *arguments = state->input;
 
 	switch (key) {
+	case LONG_ONLY('a'):
+		arguments->areas = true;
+		return 0;
 	case LONG_ONLY('e'):
 		arguments->exceptions = true;
 		return 0;
@@ -329,12 +439,14 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 int cmd_inspect(int argc, char **argv)
 {
 	static const struct argp_option options[] = {
+		{ "areas", LONG_ONLY('a'), NULL, 0, "also a line for each area", 0 },
 		{ "exceptions", LONG_ONLY('e'), NULL, 0, "also a line for each exception", 0 },
 		{ "json", LONG_ONLY('j'), NULL, 0, "print one JSON object", 0 },
 		{ 0 },
 	};
 	static const struct argp argp = { options, parse, "STORE...",
-					  "Shows what is in stores that are not being served: superblock, links, areas, counts.",
+					  "Shows what is in stores that are not being served: both superblock copies, "
+					  "links, the log, how long its extents are.",
 					  NULL, NULL, NULL };
 	struct arguments arguments = { .stores = calloc((size_t)argc, sizeof(char *)) };
 	int code;

@@ -2,7 +2,7 @@
 /*
  * Reading a point of a chain in order, with several pieces under way at once.
  *
- *   ahead_start() --> under way, in order --> ahead_take(): read --> the caller's, for as long as it likes --> ahead_release()
+ *   ahead_start() --> under way, in order --> ahead_take(): read, the caller's --> ahead_release()
  */
 #ifndef CORE_AHEAD_H
 #define CORE_AHEAD_H

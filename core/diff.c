@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What differs between two points i < j of a chain (j may be the origin as it is now): a block that was overwritten between
- * them was preserved in one of the stores i to j-1, since one of these was the newest then. So the blocks that may differ are
- * the union of these stores' maps. It is the same in both directions.
+ * What differs between two points i < j of a chain (j may be the origin as it is now): a block that was overwritten
+ * between them was preserved in one of the stores i to j-1, since one of these was the newest then. So the blocks
+ * that may differ are the union of these stores' maps. It is the same in both directions.
  *
  * Those in a fold need no rule of their own: what the older one lacks by now is still in the other.
  *
- * A broken store among them did not get all that was overwritten: then there is no answer. Broken ones elsewhere do no harm.
+ * A broken store among them did not get all that was overwritten: then there is no answer. Broken ones elsewhere do
+ * no harm.
  *
- * The maps are walked once, side by side. With `exact`, the ranges found are read at both points, some ahead, and compared
- * block by block.
+ * The maps are walked once, side by side. With `exact`, the ranges found are read at both points, some ahead, and
+ * compared block by block.
  */
 #include "core/diff.h"
 

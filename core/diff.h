@@ -18,8 +18,8 @@ __attribute__((warn_unused_result)) int diff_check(const struct offline *offline
 						   struct complaint *complaint);
 
 /*
- * Calls range() for each; diff_check() has allowed it. Returns 0, or, with `exact`, -ENOMEM, a read error or -ESTALE (the
- * origin was changed meanwhile), with *complaint: then some ranges have been told.
+ * Calls range() for each; diff_check() has allowed it. Returns 0, or, with `exact`, -ENOMEM, a read error or -ESTALE
+ * (the origin was changed meanwhile), with *complaint: then some ranges have been told.
  */
 __attribute__((warn_unused_result)) int diff_run(struct offline *offline, const struct diff_options *options,
 						 struct complaint *complaint);

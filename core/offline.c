@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A volume for the offline tools. It is made by the steps that start-up takes (opening.c) up to the mending, and goes without
- * that:
+ * A volume for the offline tools. It is made by the steps that start-up takes (opening.c) up to the mending, and goes
+ * without that:
  *
  *   links         the verdict on the chain knows which decide; leftovers and unborn stores are left out
  *   logs          are read back, and their ends cut, in memory
- *   a fold        is in the chain as it stands: both stores, of which the one that is folded has no name any more. Each block
- *                 of the older one is in it, or in the other one, or further on, whatever was moved by now
+ *   a fold        is in the chain as it stands: both stores, of which the one that is folded has no name any more.
+ *                 Each block of the older one is in it, or in the other one, or further on, whatever was moved by now
  *
  * There is no log, so nothing can be preserved, and nobody may write to the volume's exports.
  */
@@ -184,8 +184,8 @@ int offline_read_wait(struct offline *offline, size_t point, uint8_t *buffer, ui
 
 /* ---- what cannot be read ---- */
 
-static struct offline_fault describe_fault(const struct offline *offline, size_t point, uint64_t offset, uint64_t length,
-					   bool checksum, int error)
+static struct offline_fault describe_fault(const struct offline *offline, size_t point, uint64_t offset,
+					   uint64_t length, bool checksum, int error)
 {
 	const struct volume *volume = offline->volume;
 	block_t block = offset / volume->block_bytes;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * An origin and its chain for the offline tools (replay, diff, merge): opened as strictly as to be served, with what a crash
- * left unfinished understood in memory. Nothing is written. Reads are those of a served volume: rule 2, checksums verified.
+ * An origin and its chain for the offline tools (replay, diff, merge): opened as strictly as to be served, with what
+ * a crash left unfinished understood in memory. Nothing is written. Reads are those of a served volume: rule 2,
+ * checksums verified.
  *
- * The chain is volume->chain[], oldest first. A "point" is an index into it, or volume->chain_count: the origin as it is
- * now. chain_find() (engine.h) takes points, too, and finds all blocks of the latter on the origin.
+ * The chain is volume->chain[], oldest first. A "point" is an index into it, or volume->chain_count: the origin as it
+ * is now. chain_find() (engine.h) takes points, too, and finds all blocks of the latter on the origin.
  */
 #ifndef CORE_OFFLINE_H
 #define CORE_OFFLINE_H
@@ -72,21 +73,23 @@ struct offline_fault {
 };
 
 /*
- * Reads again, block by block, what could not be read at once. What of it can't be read is zeroed in the buffer and told
- * to found(), in order; what that returns, if not 0, ends it and is returned. `offset` is a multiple of the block size.
+ * Reads again, block by block, what could not be read at once. What of it can't be read is zeroed in the buffer and
+ * told to found(), in order; what that returns, if not 0, ends it and is returned. `offset` is a multiple of the
+ * block size.
  */
 __attribute__((warn_unused_result)) int
 offline_salvage(struct offline *offline, size_t point, uint8_t *buffer, uint64_t offset, uint64_t length,
 		int (*found)(const struct offline_fault *fault, void *context), void *context);
 /* Whether `next` goes on where `fault` ends, for the same reason: then it has become a part of it. */
-__attribute__((warn_unused_result)) bool offline_fault_join(struct offline_fault *fault, const struct offline_fault *next);
+__attribute__((warn_unused_result)) bool offline_fault_join(struct offline_fault *fault,
+							     const struct offline_fault *next);
 /* "block 5 (4096 bytes at 20480): store a.store, slot 7: the data does not match its checksum" */
 #define OFFLINE_FAULT_TEXT_BYTES 640u
 void offline_fault_text(const struct offline_fault *fault, char text[static OFFLINE_FAULT_TEXT_BYTES]);
 
 /*
- * Whether the origin is still the one that was opened, as far as its fingerprint tells: -ESTALE when not, or a read error.
- * What was opened beside a read-only mount may have been mounted to be written since.
+ * Whether the origin is still the one that was opened, as far as its fingerprint tells: -ESTALE when not, or a read
+ * error. What was opened beside a read-only mount may have been mounted to be written since.
  */
 __attribute__((warn_unused_result)) int offline_check_origin(struct offline *offline);
 

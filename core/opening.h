@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The steps from paths to a chain that is known and verified, shared by start-up (open.c) and the offline tools
- * (offline.c). See opening.c for the order and the rules. Nothing is written before opening_read() has returned 0, except,
- * unless `offline`, that logs that will take exceptions are made ready for it.
+ * (offline.c). See opening.c for the order and the rules. Nothing is written before opening_read() has returned 0,
+ * except, unless `offline`, that logs that will take exceptions are made ready for it.
  */
 #ifndef CORE_OPENING_H
 #define CORE_OPENING_H
@@ -31,8 +31,9 @@ struct opening {
 };
 
 /*
- * Opens the origin and the stores (none: those of the volume's record), puts them in order, reads their logs back, adopts
- * broken marks and compares the fingerprint. Returns 0, or a negative errno; then the complaint is set, but for -ENOMEM.
+ * Opens the origin and the stores (none: those of the volume's record), puts them in order, reads their logs back,
+ * adopts broken marks and compares the fingerprint. Returns 0, or a negative errno; then the complaint is set, but
+ * for -ENOMEM.
  */
 __attribute__((warn_unused_result)) int opening_read(struct opening *opening, const char *origin_path,
 						     const char *const *store_paths, size_t store_count);

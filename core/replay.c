@@ -5,8 +5,8 @@
  *   plan      what is a hole (never written on the origin, or a zero run) is not read
  *   read      in pieces of up to 1 MiB on a grid of 1 MiB, some ahead (ahead.c)
  *   salvage   a piece that cannot be read at once: block by block, to find what is at fault
- *   write     a file: emptied and given its size first, so that what is zero need not be written; a device: what is a hole
- *             is zeroed there; standard output: everything, in order
+ *   write     a file: emptied and given its size first, so that what is zero need not be written; a device: what is a
+ *             hole is zeroed there; standard output: everything, in order
  *   flush     then the origin is compared with what it was at the beginning
  *
  * Origin and stores are open for reading only, and the output is compared with them by identity before it is opened.
@@ -343,7 +343,8 @@ static void piece_written(struct disk_io *io, int error)
 	piece_end(replay, writes->piece);
 }
 
-static void submit_write(struct replay *replay, struct piece_writes *writes, enum disk_op op, uint64_t from, uint64_t to)
+static void submit_write(struct replay *replay, struct piece_writes *writes, enum disk_op op, uint64_t from,
+			 uint64_t to)
 {
 	struct ahead_piece *piece = writes->piece;
 	struct disk_io *io = &writes->io[writes->pending++];

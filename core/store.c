@@ -121,6 +121,8 @@ static int load_decode(struct store *store, const int read_error[SUPERBLOCK_COPI
 		error[i] = read_error[i];
 		if (error[i] == 0)
 			error[i] = superblock_decode(store->buffer + (size_t)i * SUPERBLOCK_BYTES, &copies[i], why);
+		store->copy_error[i] = error[i];
+		store->copy_generation[i] = error[i] == 0 ? copies[i].generation : 0;
 		if (error[i] == -EPROTONOSUPPORT)
 			return error[i];
 	}

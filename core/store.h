@@ -49,6 +49,8 @@ struct store {
 	bool uneven;                  /* both are good, but one is older: a change was cut short */
 	bool outcome_unknown;         /* a change failed: either state may be on disk */
 	unsigned newest_copy;
+	int copy_error[SUPERBLOCK_COPIES]; /* as the last load found each copy: good, or why it does not count */
+	uint64_t copy_generation[SUPERBLOCK_COPIES]; /* of the good ones */
 	uint64_t seed;
 	struct map *map;   /* NULL until recovered */
 	struct log *log;   /* NULL unless it takes exceptions */

@@ -584,8 +584,8 @@ static int is_claimed(const char *path)
 
 /*
  * udev takes shared locks on devices for moments, so on a device only an exclusive lock counts by itself. A claim of
- * our own (a lock of ours comes with it) is not somebody else's use. With `writers`, a claim that a read-only mount or a
- * reader's lock explains does not count.
+ * our own (a lock of ours comes with it) is not somebody else's use. With `writers`, a claim that a read-only mount
+ * or a reader's lock explains does not count.
  */
 static int find_device_claim(const char *path, const struct subject *subject, char text[static PROBE_TEXT_BYTES])
 {

@@ -6,7 +6,7 @@
 # shellcheck source=tests/helpers.bash
 source "$BATS_TEST_DIRNAME/helpers.bash"
 
-commands=(format serve snapshot drop list status stop inspect)
+commands=(format serve snapshot drop list status stop inspect replay diff)
 
 @test "--help names every command and exits with 0" {
 	rowsnap --help >stdout 2>stderr
@@ -40,7 +40,9 @@ commands=(format serve snapshot drop list status stop inspect)
 		[drop]='--background --forget-older --force --json --progress'
 		[list]='--json'
 		[status]='--watch --json'
-		[inspect]='--exceptions --json'
+		[inspect]='--areas --exceptions --json'
+		[replay]='--snapshot --output --force --skip-lost --accept-origin --progress'
+		[diff]='--from --to --exact --json --null --accept-origin'
 	)
 
 	for command in "${!options[@]}"; do

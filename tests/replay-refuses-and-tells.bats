@@ -1,7 +1,8 @@
 #!/usr/bin/env bats
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# What replay cannot read or write: it is told where, nothing that looks like an image is left, and nothing else is harmed.
+# What replay cannot read or write: it is told where, nothing that looks like an image is left, and nothing else is
+# harmed.
 
 # shellcheck source=tests/helpers.bash
 source "$BATS_TEST_DIRNAME/helpers.bash"

@@ -991,6 +991,29 @@ static void test_odds(struct disk_host *host)
 	check("the clocks go", disk_host_monotonic_ns(host) > before && disk_host_wall_ns(host) > 1600000000000000000u);
 }
 
+static void test_set_size(struct disk_host *host, const char *folder)
+{
+	char path[PATH_BYTES];
+	uint8_t page[4096];
+	struct disk *disk;
+	struct disk_info info;
+	struct stat status;
+
+	make_path(path, folder, "sized");
+	make_file(path, 4096);
+	if (disk_open(host, path, 0, &disk) != 0)
+		abort();
+	memset(page, 0xaa, sizeof(page));
+	check("a file is cut and made longer",
+	      disk_write_wait(host, disk, page, sizeof(page), 0) == 0 && disk_set_size(disk, 100) == 0 &&
+		      disk_set_size(disk, 1 << 20) == 0 && stat(path, &status) == 0 && status.st_size == 1 << 20);
+	disk_get_info(disk, &info);
+	check("... and knows it", info.size_bytes == 1 << 20);
+	check("... what was cut off is zeroes", disk_read_wait(host, disk, page, sizeof(page), 0) == 0 && page[99] == 0xaa &&
+							is_zero(page + 100, sizeof(page) - 100));
+	disk_close(disk);
+}
+
 static void test_small(const char *folder)
 {
 	char small[PATH_BYTES];
@@ -1053,6 +1076,7 @@ int main(void)
 	test_readiness(host, folder);
 	test_file_size_limit(host, folder);
 	test_odds(host);
+	test_set_size(host, folder);
 	test_refusals(host, folder);
 	test_again_in_a_crowd(folder);
 	if (make_folder(memory_folder, "/dev/shm")) {

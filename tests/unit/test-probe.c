@@ -199,10 +199,13 @@ static void test_locks(const char *folder)
 	check("one that is locked is, and by whom",
 	      probe_busy(path, text) == 1 && strncmp(text, wanted, strlen(wanted) - 5) == 0);
 	printf("# %s\n", text);
+	check("... and may be written to",
+	      probe_written(path, text) == 1 && strncmp(text, wanted, strlen(wanted) - 5) == 0);
 	stop_locker(&locker);
-	check("... until it is unlocked", probe_busy(path, text) == 0);
+	check("... until it is unlocked", probe_busy(path, text) == 0 && probe_written(path, text) == 0);
 	locker = start_locker(path, LOCK_SH);
 	check("a reader's lock counts, too", probe_busy(path, text) == 1);
+	check("... but not as one that writes", probe_written(path, text) == 0 && text[0] == '\0');
 	stop_locker(&locker);
 	locker = start_locker(path, 0);
 	check("a lock without an owner is another program's",
@@ -237,7 +240,8 @@ static void test_loop(const char *folder)
 		abort();
 	(void)snprintf(wanted, sizeof(wanted), "attached to %s", device);
 	check("a file behind a loop device is busy", probe_busy(path, text) == 1 && strcmp(text, wanted) == 0);
-	check("... the device itself is not", probe_busy(device, text) == 0);
+	check("... and may be written to", probe_written(path, text) == 1 && strcmp(text, wanted) == 0);
+	check("... the device itself is not", probe_busy(device, text) == 0 && probe_written(device, text) == 0);
 	make_swap(device);
 	check("a device's signature is found, and wiped", probe_signature(device, text) == 1 &&
 								  probe_wipe(device) == 0 &&
@@ -245,6 +249,7 @@ static void test_loop(const char *folder)
 	claim = open(device, O_RDONLY | O_EXCL | O_CLOEXEC);
 	check("a device that somebody claimed is busy",
 	      claim >= 0 && probe_busy(device, text) == 1 && strcmp(text, "in use by another program") == 0);
+	check("... and may be written to, for all that is known", probe_written(device, text) == 1);
 	check("... unless it was us, with our lock", flock(claim, LOCK_EX) == 0 && probe_busy(device, text) == 0);
 	(void)close(claim);
 	claim = open(device, O_RDONLY | O_CLOEXEC);
@@ -319,6 +324,10 @@ static void test_mount(const char *folder)
 	      probe_busy(device, text) == 1 && strcmp(text, wanted) == 0);
 	printf("# %s\n", text);
 	check("... its file, too", probe_busy(path, text) == 1 && strstr(text, "attached to"));
+	check("... and it may be written to", probe_written(device, text) == 1 && strcmp(text, wanted) == 0);
+	check("mounted read-only it is busy, but not written to",
+	      mount(device, mount_point, "ext4", MS_REMOUNT | MS_RDONLY, NULL) == 0 && probe_busy(device, text) == 1 &&
+		      probe_written(device, text) == 0);
 	(void)umount2(mount_point, 0);
 	check("... until it is unmounted", probe_busy(device, text) == 0);
 	(void)rmdir(mount_point);
