@@ -113,15 +113,15 @@ struct cmd_offline {
 };
 
 /*
- * What comes before opening them: the host, the origin's absolute path, the folder of the records. Prints errors; notices and
- * warnings of the core are not shown from here on. cmd_offline_close() in any case.
+ * What comes before opening them: the host, the origin's absolute path, the folder of the records. Prints errors;
+ * notices and warnings of the core are not shown from here on. cmd_offline_close() in any case.
  */
 __attribute__((warn_unused_result)) int cmd_offline_begin(const char *command, const char *origin, bool make_directory,
 							  struct cmd_offline *opened);
 
 /*
- * Begins, and opens them: the first path is the origin, the others are its stores. Prints errors. cmd_offline_close() in any
- * case.
+ * Begins, and opens them: the first path is the origin, the others are its stores. Prints errors. cmd_offline_close()
+ * in any case.
  */
 __attribute__((warn_unused_result)) int cmd_offline_open(const char *command, char *const *paths, size_t count,
 							 bool accept_origin, struct cmd_offline *opened);

@@ -84,8 +84,8 @@ static int merge(const struct arguments *arguments)
 		show.line = (struct cmd_progress_line){ .progress = arguments->progress, .host = opened.host };
 		options.state_directory = opened.state_directory;
 		cmd_watch_signals();
-		if (merge_run(opened.host, opened.origin, (const char *const *)(arguments->paths + 1), arguments->count - 1,
-			      &options, report, &complaint) != 0)
+		if (merge_run(opened.host, opened.origin, (const char *const *)(arguments->paths + 1),
+			      arguments->count - 1, &options, report, &complaint) != 0)
 			code = EXIT_FAILED;
 		cmd_progress_end(&show.line);
 		if (code != EXIT_DONE)

@@ -75,7 +75,7 @@ static int write_image(const struct arguments *arguments, const struct cmd_offli
 	enum replay_left left;
 	int error;
 
-	/* Standard output is nothing to be tidied up, and writing there may wait for ever: then signals do what they always do. */
+	/* Not with standard output: there is nothing to tidy up, and writing there may wait for ever. */
 	if (arguments->output != NULL)
 		cmd_watch_signals();
 	error = replay_run(opened->offline, &options, &left, &complaint);

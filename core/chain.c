@@ -11,10 +11,10 @@
  *    creation was not committed.
  * 5. The newest must be able to take exceptions: active; or sealed without a successor, which a crash leaves between the
  *    two steps of dropping the newest or of creating a snapshot, and then it is reopened.
- * 6. The stores from a merge's target to the newest are marked as merging, the newest last, and each names the target. So with
- *    the newest marked the merge has begun: all of them must be given, and the origin is no snapshot's. With others marked
- *    only, it has not: they are sealed as before. A merge ends with the target saying that it is the newest: who names a
- *    target in the chain, and cannot be reached from it, is left over.
+ * 6. The stores from a merge's target to the newest are marked as merging, the newest last, and each names the target.
+ *    So with the newest marked the merge has begun: all of them must be given, and the origin is no snapshot's. With
+ *    others marked only, it has not: they are sealed as before. A merge ends with the target saying that it is the
+ *    newest: who names a target in the chain, and cannot be reached from it, is left over.
  */
 #include "core/chain.h"
 

@@ -32,7 +32,7 @@ struct chain_verdict {
 	bool reopen_newest;        /* the newest is sealed, or prepared: it must be made active */
 	bool fold_pending;         /* entry fold_into takes up the exceptions of entry fold_into + 1 */
 	size_t fold_into;
-	bool merging;              /* the origin is being put back to the snapshot of entry merge_target: it is none's now */
+	bool merging;              /* the origin is half put back to the snapshot of entry merge_target */
 	size_t merge_target;
 	uuid128_t missing;         /* with -ENOENT: the store that must be found */
 	char what[CHAIN_TEXT_BYTES]; /* on error: the store at fault ... */

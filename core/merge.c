@@ -2,7 +2,7 @@
 /*
  * Putting the origin back to a snapshot: the target, Sk of the chain S1 ... Sk ... Sn. In this order:
  *
- *   tidy      what the next start would mend or recover is mended by one, which is stopped at once: all logs end cleanly then
+ *   tidy      what a start would mend or recover is mended by one, which is stopped at once: all logs end cleanly then
  *   look      every block that one of Sk ... Sn has must be readable; else the merge does not begin
  *   verify    all of it is read and its checksums verified: a merge that began must be able to end
  *   mark      the record, then Sk, Sk+1, ... Sn, each in both superblock copies, as merging with the target Sk
@@ -12,18 +12,18 @@
  *   wipe      Sn, ... Sk+1
  *   record    forgets them and the merge
  *
- * Why it is right, block by block. In none of Sk ... Sn: the origin has had Sk's content all along (rule 2), and is not written.
- * In some: the first of them that has it says what Sk holds, and the origin gets that. So the origin equals Sk afterwards,
- * and Sk without the newer ones reads as before: its own exceptions, else the origin. An older snapshot reads what Sk reads
- * wherever none before Sk has the block, so it needs no change; its store may even be absent. Sk keeps its exceptions: they are
- * still true of it, and those blocks count as preserved.
+ * Why it is right, block by block. In none of Sk ... Sn: the origin has had Sk's content all along (rule 2), and is
+ * not written. In some: the first of them that has it says what Sk holds, and the origin gets that. So the origin
+ * equals Sk afterwards, and Sk without the newer ones reads as before: its own exceptions, else the origin. An older
+ * snapshot reads what Sk reads wherever none before Sk has the block, so it needs no change; its store may even be
+ * absent. Sk keeps its exceptions: they are still true of it, and those blocks count as preserved.
  *
- * A crash. Until Sn is marked nothing of the origin is written: the marks are taken back at the next start (Sk's last), or
- * set again. From there on, every chain that could be served has Sn in it and is refused (chain.c, rule 6). What the
- * writes are made from lies in Sk ... Sn, which are not written meanwhile but for the same marks, so the merge is resumed by
- * doing it again from the start, which also makes up for a flush that failed. The commit point is one superblock change: Sk
- * says that it is the newest, so what follows it is left over, and wiped at the next start if it was not yet.
- * The older stores are not marked: a chain without the newer ones is never served.
+ * A crash. Until Sn is marked nothing of the origin is written: the marks are taken back at the next start (Sk's
+ * last), or set again. From there on, every chain that could be served has Sn in it and is refused (chain.c, rule 6).
+ * What the writes are made from lies in Sk ... Sn, which are not written meanwhile but for the same marks, so the
+ * merge is resumed by doing it again from the start, which also makes up for a flush that failed. The commit point is
+ * one superblock change: Sk says that it is the newest, so what follows it is left over, and wiped at the next start
+ * if it was not yet. The older stores are not marked: a chain without the newer ones is never served.
  */
 #include "core/merge.h"
 
@@ -201,7 +201,8 @@ static int find_target(struct merge *merge)
 	if (strcmp(target_name(merge), name) == 0)
 		return 0;
 	complaint_set(merge->complaint, merge->origin_path,
-		      "is being put back to snapshot %s, and that is unfinished: finish that one first", target_name(merge));
+		      "is being put back to snapshot %s, and that is unfinished: finish that one first",
+		      target_name(merge));
 	return -EINPROGRESS;
 }
 
@@ -277,7 +278,8 @@ static int check_witnesses(const struct merge *merge)
 		const struct superblock *one = &store_at(merge, i)->superblock;
 
 		if (one->witness.reason == BROKEN_NOT || is_gone(merge, &one->witness_uuid) ||
-		    uuid_equal(&one->witness_uuid, &target.store_uuid) || uuid_equal(&one->witness_uuid, &target.witness_uuid))
+		    uuid_equal(&one->witness_uuid, &target.store_uuid) ||
+		    uuid_equal(&one->witness_uuid, &target.witness_uuid))
 			continue;
 		complaint_set(merge->complaint, store_at(merge, i)->path,
 			      "says that an older snapshot is broken, and no other store has room to say so");
@@ -288,7 +290,7 @@ static int check_witnesses(const struct merge *merge)
 
 /* ---- the origin, while it is half merged ---- */
 
-/* Whether a sector of the fingerprinted area is as the merge left it: as before, or, where it writes, as the target has it. */
+/* Whether a fingerprinted sector is as the merge left it: as before, or, where it writes, as the target has it. */
 static int check_sector(const struct merge *merge, unsigned sector, uint8_t *buffer, bool *good)
 {
 	uint64_t offset = fingerprint_offset(sector), now = merge->volume->fingerprint.sector[sector];
@@ -369,7 +371,7 @@ static uint64_t measure_run(const struct merge *merge, uint64_t most)
 	return count;
 }
 
-/* Starts reads until no piece is free, or all is planned. Long zeroes are pieces by themselves, of which nothing is read. */
+/* Starts reads until no piece is free, or all is planned. Long zeroes are pieces by themselves, and not read. */
 static void plan_ahead(struct merge *merge)
 {
 	uint64_t block_bytes = merge->volume->block_bytes, most = AHEAD_BYTES / block_bytes;
@@ -438,8 +440,8 @@ static int fault_found(const struct offline_fault *fault, void *context)
 static void deliver(struct merge *merge, enum merge_stage stage, struct ahead_piece *piece)
 {
 	if (piece->error != 0 && merge->error == 0)
-		merge->error = offline_salvage(merge->offline, merge->target, piece->buffer, piece->offset, piece->length,
-					       fault_found, merge);
+		merge->error = offline_salvage(merge->offline, merge->target, piece->buffer, piece->offset,
+					       piece->length, fault_found, merge);
 	if (merge->error == 0 && stage == MERGE_WRITING)
 		piece_write(merge, piece);
 	else
@@ -447,8 +449,8 @@ static void deliver(struct merge *merge, enum merge_stage stage, struct ahead_pi
 }
 
 /*
- * Reads all that is to be written, and writes it if that is the stage. 0, or the first error with merge->fault, once nothing
- * is under way any more. -EINTR: cancelled.
+ * Reads all that is to be written, and writes it if that is the stage. 0, or the first error with merge->fault, once
+ * nothing is under way any more. -EINTR: cancelled.
  */
 static int run_stage(struct merge *merge, enum merge_stage stage)
 {
@@ -515,7 +517,8 @@ static int mark_record(const struct merge *merge)
 	int error = 0;
 
 	if (volume->record == NULL)
-		error = record_create(merge->options->state_directory, volume->origin_path, &volume->uuid, &volume->record);
+		error = record_create(merge->options->state_directory, volume->origin_path, &volume->uuid,
+				      &volume->record);
 	if (error == 0)
 		error = record_set_origin(volume->record, volume->origin_path);
 	if (error == 0)
@@ -525,8 +528,8 @@ static int mark_record(const struct merge *merge)
 		error = record_save(volume->record);
 	}
 	if (error != 0)
-		complaint_set(merge->complaint, merge->options->state_directory, "the volume's record cannot be written: %s",
-			      strerror(-error));
+		complaint_set(merge->complaint, merge->options->state_directory,
+			      "the volume's record cannot be written: %s", strerror(-error));
 	return error;
 }
 
@@ -550,7 +553,7 @@ static void apply_unmark(struct superblock *superblock, void *context)
 	memset(&superblock->merge_target_uuid, 0, sizeof(superblock->merge_target_uuid));
 }
 
-/* Of the stores from the target to `last`, which may be marked or not; the target's goes last. False: it may have begun. */
+/* Of the stores from the target to `last`, marked or not; the target's goes last. False: it may have begun. */
 static bool take_marks_back(const struct merge *merge, size_t last)
 {
 	for (size_t i = last + 1; i-- > merge->target;) {
@@ -566,7 +569,7 @@ static bool take_marks_back(const struct merge *merge, size_t last)
 	return true;
 }
 
-/* Both copies must carry the mark: with one only, a fault of that one would let the other say that nothing has begun. */
+/* Both copies must carry the mark: with one only, a fault of it would let the other say that nothing has begun. */
 static int mark(const struct merge *merge)
 {
 	uuid128_t target = store_at(merge, merge->target)->superblock.store_uuid;

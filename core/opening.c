@@ -128,8 +128,8 @@ static int check_same_file(struct opening *opening, const char *path)
 }
 
 /*
- * Whether a store that cannot be loaded was wiped. One copy all zeroes is enough: the other may have been torn by a power cut
- * when its turn came.
+ * Whether a store that cannot be loaded was wiped. One copy all zeroes is enough: the other may have been torn by a
+ * power cut when its turn came.
  */
 static bool is_wiped(const struct store *store)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The volume's record: a small JSON file, UUID.json, in the state directory. It remembers where the stores were seen last,
- * so that `serve ORIGIN` alone finds them; it is the last place for a broken mark; and it tells a half-merged origin without
- * its stores. The stores never need it.
+ * so that `serve ORIGIN` alone finds them; it is the last place for a broken mark; and it tells a half-merged origin
+ * without its stores. The stores never need it.
  */
 #ifndef CORE_RECORD_H
 #define CORE_RECORD_H

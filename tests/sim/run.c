@@ -995,7 +995,10 @@ static unsigned newer_count(const struct run *run, const struct snap *target)
 	return count;
 }
 
-/* A start after a merge that was cut short: refused, or there are all of the snapshots, or all but the newer ones. True: it is done. */
+/*
+ * A start after a merge that was cut short: refused, or there are all of the snapshots, or all but the newer ones. True:
+ * the merge is done.
+ */
 static bool start_between(struct run *run, struct snap *target)
 {
 	bool by_record = random_chance(&run->random, 300), done = false;
@@ -1026,7 +1029,8 @@ static bool is_marked(const struct run *run, unsigned store)
 		struct superblock superblock;
 
 		sim_file_peek(run->stores[store], offsets[i], bytes, sizeof(bytes));
-		marked = marked || (superblock_decode(bytes, &superblock, NULL) == 0 && superblock.state == STATE_MERGING);
+		marked = marked ||
+			 (superblock_decode(bytes, &superblock, NULL) == 0 && superblock.state == STATE_MERGING);
 	}
 	return marked;
 }
