@@ -433,15 +433,20 @@ static int fault_found(const struct offline_fault *fault, void *context)
 {
 	struct merge *merge = context;
 
-	offline_fault_text(fault, merge->fault);
+	if (merge->error == 0)
+		offline_fault_text(fault, merge->fault);
 	return -EIO;
 }
 
 static void deliver(struct merge *merge, enum merge_stage stage, struct ahead_piece *piece)
 {
+	int error = 0;
+
 	if (piece->error != 0 && merge->error == 0)
-		merge->error = offline_salvage(merge->offline, merge->target, piece->buffer, piece->offset,
-					       piece->length, fault_found, merge);
+		error = offline_salvage(merge->offline, merge->target, piece->buffer, piece->offset, piece->length,
+					fault_found, merge);
+	if (merge->error == 0) /* a write may have failed meanwhile */
+		merge->error = error;
 	if (merge->error == 0 && stage == MERGE_WRITING)
 		piece_write(merge, piece);
 	else
