@@ -74,7 +74,7 @@ static int find_points(const struct arguments *arguments, const struct offline *
 static int diff(const struct arguments *arguments)
 {
 	struct cmd_offline opened;
-	size_t from, to;
+	size_t from = 0, to = 0;
 	int code = cmd_offline_open("diff", arguments->paths, arguments->count, arguments->accept_origin, &opened);
 
 	if (code == EXIT_DONE)

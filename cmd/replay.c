@@ -93,7 +93,7 @@ static int replay(const struct arguments *arguments)
 {
 	struct cmd_offline opened;
 	struct complaint complaint;
-	size_t point;
+	size_t point = 0;
 	int code = cmd_offline_open("replay", arguments->paths, arguments->count, arguments->accept_origin, &opened);
 
 	if (code == EXIT_DONE && offline_find(opened.offline, arguments->snapshot, &point, &complaint) != 0)

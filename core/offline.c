@@ -243,7 +243,9 @@ bool offline_fault_join(struct offline_fault *fault, const struct offline_fault 
 
 void offline_fault_text(const struct offline_fault *fault, char text[static OFFLINE_FAULT_TEXT_BYTES])
 {
-	const char *path = fault->store == NULL ? "" : fault->store->path;
+	const struct store *store = fault->store;
+	const char *path = store == NULL ? "" : store->path;
+	const char *reason = store == NULL ? "" : broken_reason_text(store->superblock.broken.reason);
 	unsigned long long last = fault->block + fault->count - 1, bytes = fault->length, offset = fault->offset;
 	char blocks[64], why[OFFLINE_FAULT_TEXT_BYTES - 160] = "";
 
@@ -256,14 +258,13 @@ void offline_fault_text(const struct offline_fault *fault, char text[static OFFL
 		(void)snprintf(why, sizeof(why), "store %s: lost: unreadable on the origin when it was to be preserved", path);
 		break;
 	case FAULT_BROKEN:
-		(void)snprintf(why, sizeof(why), "store %s: not preserved, the chain is broken there (%s)", path,
-			       broken_reason_text(fault->store->superblock.broken.reason));
+		(void)snprintf(why, sizeof(why), "store %s: not preserved, the chain is broken there (%s)", path, reason);
 		break;
 	case FAULT_CHECKSUM:
 		(void)snprintf(why, sizeof(why), "store %s: slot %u: does not match its checksum", path, fault->slot.index);
 		break;
 	case FAULT_READ:
-		if (fault->store == NULL)
+		if (store == NULL)
 			(void)snprintf(why, sizeof(why), "the origin cannot be read: %s", strerror(-fault->error));
 		else
 			(void)snprintf(why, sizeof(why), "store %s: slot %u: cannot be read: %s", path, fault->slot.index,

@@ -416,9 +416,13 @@ static void write_piece(struct replay *replay, struct ahead_piece *piece)
 
 static void deliver(struct replay *replay, struct ahead_piece *piece)
 {
+	int error = 0;
+
 	if (piece->error != 0)
-		replay->error = offline_salvage(replay->offline, replay->options->point, piece->buffer, piece->offset,
-						piece->length, fault_found, replay);
+		error = offline_salvage(replay->offline, replay->options->point, piece->buffer, piece->offset,
+					piece->length, fault_found, replay);
+	if (replay->error == 0) /* a write may have failed meanwhile */
+		replay->error = error;
 	if (replay->error == 0)
 		write_piece(replay, piece);
 	else

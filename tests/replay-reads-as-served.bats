@@ -155,6 +155,10 @@ store_is_free() {
 	[[ $(($(stat -c '%b * %B' out.img))) -le $((3 << 20)) ]]
 }
 
+unmount_later() {
+	mounts+=("$1")
+}
+
 @test "to a device: also what is zero is written there" {
 	require_loop_devices
 	serve_chain 8M 4K
@@ -174,7 +178,7 @@ store_is_free() {
 	expect_error "$loop: holds .*precious.*--force" replay --snapshot=a -o "$loop" origin.img
 	mkdir mnt
 	mount "$loop" mnt
-	mounts+=("$dir/mnt")
+	unmount_later "$dir/mnt"
 	expect_error "$loop: is in use: mounted" replay --snapshot=a -o "$loop" origin.img --force
 }
 
@@ -190,10 +194,25 @@ store_is_free() {
 	server_stop demo
 	mkdir mnt
 	mount -o ro "$loop" mnt
-	mounts+=("$dir/mnt")
+	unmount_later "$dir/mnt"
 	rowsnap replay --snapshot=s -o out.img "$loop"
 	cmp out.img s.expected
 	mount -o remount,rw mnt
 	expect_error "$loop: is in use: mounted on $dir/mnt" replay --snapshot=s -o out2.img "$loop"
 	[[ ! -e out2.img ]]
+}
+
+@test "metadata copies that are damaged in different places make up for each other" {
+	make_image origin.img 4M
+	server_start origin.img --volume=demo
+	take demo origin.img s
+	export_io demo origin 'write -P 1 1M 2M' 'flush' >/dev/null
+	server_stop demo
+	# of area 0: entries 30 to 61 of copy 0, and 62 to 93 of copy 1, so that one read needs both
+	dd if=/dev/zero of=s.store bs=512 count=1 seek=$(((1 << 20) / 512 + 1)) conv=notrunc status=none
+	dd if=/dev/zero of=s.store bs=512 count=1 seek=$(((1 << 20) / 512 + 255 * 8 + 2)) conv=notrunc status=none
+	expect_replays s
+	server_start origin.img --volume=demo
+	expect_snapshots demo s
+	server_stop demo
 }

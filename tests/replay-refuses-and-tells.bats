@@ -253,6 +253,6 @@ is_locked() {
 pkill_child() {
 	local children
 
-	read -r children <"/proc/$1/task/$1/children" || true
-	kill -"$2" ${children:-$1} 2>/dev/null || true
+	read -r children _ <"/proc/$1/task/$1/children" || true
+	kill -"$2" "${children:-$1}" 2>/dev/null || true
 }
