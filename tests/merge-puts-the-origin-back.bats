@@ -73,8 +73,9 @@ expect_merged() {
 		put_chain
 		# shellcheck disable=SC2086
 		set -- $case
+		gone=${case#*--}
 		rowsnap merge --snapshot="$1" --json origin.img c.store a.store d.store b.store >merge.json
-		[[ $(jq -r '.gone | join(" ")' merge.json) == "$(sed 's/.*-- *//' <<<"$case")" ]]
+		[[ $(jq -r '.gone | join(" ")' merge.json) == "${gone# }" ]]
 		expect_merged "$@"
 	done
 }
