@@ -62,39 +62,46 @@ static void print_report(const struct arguments *arguments, const struct merge_r
 		(void)printf(arguments->dry_run ? "%s: would go\n" : "%s: gone, its store is free\n", report->gone[i]);
 }
 
-static int merge(const struct arguments *arguments)
+static int merge_opened(const struct arguments *arguments, const struct cmd_offline *opened, struct merge_report *report)
 {
-	struct cmd_offline opened;
-	struct show show = { .snapshot = arguments->snapshot };
-	struct merge_options options = {
+	struct show show = { .snapshot = arguments->snapshot,
+			     .line = { .progress = arguments->progress, .host = opened->host } };
+	const struct merge_options options = {
 		.snapshot = arguments->snapshot,
+		.state_directory = opened->state_directory,
 		.dry_run = arguments->dry_run,
 		.accept_origin = arguments->accept_origin,
 		.progress = show_progress,
 		.is_cancelled = cmd_is_cancelled,
 		.context = &show,
 	};
-	struct merge_report *report = calloc(1, sizeof(*report));
 	struct complaint complaint;
-	int code = cmd_offline_begin("merge", arguments->paths[0], !arguments->dry_run, &opened);
+	int error;
 
-	if (code == EXIT_DONE && report == NULL)
-		code = cmd_fail("merge", arguments->paths[0], "out of memory");
-	if (code == EXIT_DONE) {
-		show.line = (struct cmd_progress_line){ .progress = arguments->progress, .host = opened.host };
-		options.state_directory = opened.state_directory;
-		cmd_watch_signals();
-		if (merge_run(opened.host, opened.origin, (const char *const *)(arguments->paths + 1),
-			      arguments->count - 1, &options, report, &complaint) != 0)
-			code = EXIT_FAILED;
-		cmd_progress_end(&show.line);
-		if (code != EXIT_DONE)
-			code = cmd_fail("merge", complaint.what, "%s", complaint.why);
-		else if (arguments->json)
-			print_json(arguments, report);
-		else
-			print_report(arguments, report);
-	}
+	cmd_watch_signals();
+	error = merge_run(opened->host, opened->origin, (const char *const *)(arguments->paths + 1),
+			  arguments->count - 1, &options, report, &complaint);
+	cmd_progress_end(&show.line);
+	if (error != 0)
+		return cmd_fail("merge", complaint.what, "%s", complaint.why);
+	if (arguments->json)
+		print_json(arguments, report);
+	else
+		print_report(arguments, report);
+	return EXIT_DONE;
+}
+
+static int merge(const struct arguments *arguments)
+{
+	struct merge_report *report = calloc(1, sizeof(*report));
+	struct cmd_offline opened;
+	int code;
+
+	if (report == NULL)
+		return cmd_fail("merge", arguments->paths[0], "out of memory");
+	code = cmd_offline_begin("merge", arguments->paths[0], !arguments->dry_run, &opened);
+	if (code == EXIT_DONE)
+		code = merge_opened(arguments, &opened, report);
 	cmd_offline_close(&opened);
 	free(report);
 	return code;

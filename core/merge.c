@@ -519,19 +519,21 @@ static int remember_stores(const struct volume *volume, struct record *record)
 static int mark_record(const struct merge *merge)
 {
 	struct volume *volume = merge->volume;
+	struct record *record = volume->record;
 	int error = 0;
 
-	if (volume->record == NULL)
-		error = record_create(merge->options->state_directory, volume->origin_path, &volume->uuid,
-				      &volume->record);
+	if (record == NULL)
+		error = record_create(merge->options->state_directory, volume->origin_path, &volume->uuid, &record);
+	if (error != 0)
+		return error;
+	volume->record = record;
+	error = record_set_origin(record, volume->origin_path);
 	if (error == 0)
-		error = record_set_origin(volume->record, volume->origin_path);
-	if (error == 0)
-		error = remember_stores(volume, volume->record);
-	if (error == 0) {
-		volume->record->merging_uuid = store_at(merge, merge->target)->superblock.store_uuid;
-		error = record_save(volume->record);
-	}
+		error = remember_stores(volume, record);
+	if (error != 0)
+		return error;
+	record->merging_uuid = store_at(merge, merge->target)->superblock.store_uuid;
+	error = record_save(record);
 	if (error != 0)
 		complaint_set(merge->complaint, merge->options->state_directory,
 			      "the volume's record cannot be written: %s", strerror(-error));

@@ -74,8 +74,8 @@ static int parse(struct json_object *object, const char *directory, struct recor
 	error = record_create(directory, origin, &id, &record);
 	if (error != 0)
 		return error;
-	if (merging != NULL)
-		error = uuid_parse_text(merging, &record->merging_uuid);
+	if (json_object_object_get_ex(object, "merging", NULL))
+		error = merging == NULL ? -EINVAL : uuid_parse_text(merging, &record->merging_uuid);
 	for (size_t i = 0; i < json_object_array_length(stores) && error == 0; i++)
 		error = parse_store(record, json_object_array_get_idx(stores, i));
 	if (error != 0)
