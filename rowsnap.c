@@ -27,6 +27,7 @@ static const struct command commands[] = {
 	{ "status", cmd_status, "show what a server does: counters, latencies" },
 	{ "stop", cmd_stop, "end a server cleanly" },
 	{ "inspect", cmd_inspect, "show a store's superblocks, areas and exceptions" },
+	{ "merge", cmd_merge, "put the origin back to a snapshot" },
 	{ "replay", cmd_replay, "write a snapshot's whole image to a file or device, offline" },
 	{ "diff", cmd_diff, "list the byte ranges that differ between two snapshots, offline" },
 	{ "check", cmd_check, "look for damage in stores; never writes" },

@@ -33,6 +33,7 @@ int cmd_replay(int argc, char **argv);
 int cmd_diff(int argc, char **argv);
 int cmd_check(int argc, char **argv);
 int cmd_repair(int argc, char **argv);
+int cmd_merge(int argc, char **argv);
 
 /* "rowsnap COMMAND: what: why" on stderr, a line, control characters made harmless. Returns EXIT_FAILED. */
 __attribute__((format(printf, 3, 4))) int cmd_fail(const char *command, const char *what, const char *format, ...);
@@ -115,16 +116,40 @@ __attribute__((warn_unused_result)) int cmd_check_content(const char *command, s
 struct offline;
 struct cmd_offline {
 	struct disk_host *host;
+	char *origin, *state_directory;
 	struct offline *offline;
 };
 
 /*
- * Opens them: the first path is the origin, the others are its stores. Prints errors; notices and warnings of the core are
- * not shown from here on. cmd_offline_close() in any case.
+ * What comes before opening them: the host, the origin's absolute path, the folder of the records. Prints errors;
+ * notices and warnings of the core are not shown from here on. cmd_offline_close() in any case.
+ */
+__attribute__((warn_unused_result)) int cmd_offline_begin(const char *command, const char *origin, bool make_directory,
+							  struct cmd_offline *opened);
+
+/*
+ * Begins, and opens them: the first path is the origin, the others are its stores. Prints errors. cmd_offline_close()
+ * in any case.
  */
 __attribute__((warn_unused_result)) int cmd_offline_open(const char *command, char *const *paths, size_t count,
 							 bool accept_origin, struct cmd_offline *opened);
 void cmd_offline_close(struct cmd_offline *opened);
+
+/* From here on SIGINT, SIGTERM and SIGHUP only make cmd_is_cancelled() true. */
+void cmd_watch_signals(void);
+bool cmd_is_cancelled(void *context); /* the context is not looked at */
+
+/* How far long work is, on one line of stderr. */
+struct cmd_progress_line {
+	enum cmd_progress progress;
+	struct disk_host *host; /* for the time */
+	uint64_t shown_ns;
+	bool shown;
+};
+
+/* `what` is said before the numbers. Shown a few times a second, and when it is done. */
+void cmd_progress_show(struct cmd_progress_line *line, const char *what, uint64_t done_bytes, uint64_t total_bytes);
+void cmd_progress_end(struct cmd_progress_line *line); /* the line is left, if there is one */
 
 /* The reports as JSON: the same from a server and offline. */
 struct json_object *cmd_list_json(const struct volume_report *volume, const struct snapshot_report *snapshots,

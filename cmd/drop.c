@@ -57,6 +57,9 @@ static int check_oldest(const struct arguments *arguments, const struct store *s
 {
 	const struct superblock *superblock = &store->superblock;
 
+	if (superblock->state == STATE_MERGING && !arguments->force)
+		return cmd_fail("drop", store->path,
+				"is needed by a merge, or left over from one: finish it with 'rowsnap merge' (--force wipes it all the same)");
 	if (superblock->state != STATE_SEALED && !arguments->force)
 		return cmd_fail("drop", store->path,
 				"is the newest snapshot's store: serve the volume and drop it there (--force wipes it, and the origin is unprotected)");

@@ -132,6 +132,7 @@ static struct json_object *superblock_json(const struct store *store)
 	else
 		json_object_object_add(json, "clean_log_slots", NULL);
 	add_uuid(json, "fold_source_uuid", &superblock->fold_source_uuid);
+	add_uuid(json, "merge_target_uuid", &superblock->merge_target_uuid);
 	add_number(json, "fold_base_slots", superblock->fold_base_slots);
 	add_mark(json, "broken_reason", "broken_since", &superblock->broken);
 	add_uuid(json, "witness_uuid", &superblock->witness_uuid);

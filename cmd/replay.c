@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* rowsnap replay: a snapshot's whole image, to a file, a device or standard output. Offline. */
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,8 +7,6 @@
 
 #include "cmd/cmd.h"
 #include "core/replay.h"
-
-#define PROGRESS_EVERY_NS (UINT64_C(200) * 1000 * 1000)
 
 struct arguments {
 	char **paths; /* the origin, then the stores */
@@ -21,61 +18,17 @@ struct arguments {
 
 struct show {
 	const struct arguments *arguments;
-	struct disk_host *host;
-	uint64_t shown_ns;
-	bool shown;
+	struct cmd_progress_line line;
 	uint64_t faults, fault_bytes;
 };
 
 /* ---- while it runs ---- */
 
-static volatile sig_atomic_t cancelled;
-
-static void note_signal(int number)
-{
-	(void)number;
-	cancelled = 1;
-}
-
-/* Not with standard output: there is nothing to tidy up, and writing there may wait for ever. */
-static void watch_signals(void)
-{
-	struct sigaction action = { .sa_handler = note_signal };
-
-	(void)sigemptyset(&action.sa_mask);
-	(void)sigaction(SIGINT, &action, NULL);
-	(void)sigaction(SIGTERM, &action, NULL);
-	(void)sigaction(SIGHUP, &action, NULL);
-}
-
-static bool is_cancelled(void *context)
-{
-	(void)context;
-	return cancelled != 0;
-}
-
 static void show_progress(uint64_t done, uint64_t total, void *context)
 {
 	struct show *show = context;
-	uint64_t now_ns = disk_host_monotonic_ns(show->host);
-	char done_text[SIZE_TEXT_BYTES], total_text[SIZE_TEXT_BYTES];
 
-	if (!cmd_shows_progress(show->arguments->progress) ||
-	    (done < total && show->shown && now_ns - show->shown_ns < PROGRESS_EVERY_NS))
-		return;
-	show->shown = true;
-	show->shown_ns = now_ns;
-	cmd_size_text(done, done_text);
-	cmd_size_text(total, total_text);
-	(void)fprintf(stderr, "\r%s: %s of %s (%u %%) ", show->arguments->snapshot, done_text, total_text,
-		      (unsigned)(done * 100 / total));
-}
-
-static void end_progress(struct show *show)
-{
-	if (show->shown)
-		(void)fputc('\n', stderr);
-	show->shown = false;
+	cmd_progress_show(&show->line, show->arguments->snapshot, done, total);
 }
 
 static void skipped(const struct offline_fault *fault, void *context)
@@ -83,7 +36,7 @@ static void skipped(const struct offline_fault *fault, void *context)
 	struct show *show = context;
 	char text[OFFLINE_FAULT_TEXT_BYTES];
 
-	end_progress(show);
+	cmd_progress_end(&show->line);
 	offline_fault_text(fault, text);
 	show->faults += fault->count;
 	show->fault_bytes += fault->length;
@@ -106,7 +59,8 @@ static int check_output(const struct arguments *arguments, const struct cmd_offl
 
 static int write_image(const struct arguments *arguments, const struct cmd_offline *opened, size_t point)
 {
-	struct show show = { .arguments = arguments, .host = opened->host };
+	struct show show = { .arguments = arguments,
+			     .line = { .progress = arguments->progress, .host = opened->host } };
 	const struct replay_options options = {
 		.point = point,
 		.output = arguments->output,
@@ -114,17 +68,18 @@ static int write_image(const struct arguments *arguments, const struct cmd_offli
 		.skip_lost = arguments->skip_lost,
 		.skipped = skipped,
 		.progress = show_progress,
-		.is_cancelled = is_cancelled,
+		.is_cancelled = cmd_is_cancelled,
 		.context = &show,
 	};
 	struct complaint complaint;
 	enum replay_left left;
 	int error;
 
+	/* Not with standard output: there is nothing to tidy up, and writing there may wait for ever. */
 	if (arguments->output != NULL)
-		watch_signals();
+		cmd_watch_signals();
 	error = replay_run(opened->offline, &options, &left, &complaint);
-	end_progress(&show);
+	cmd_progress_end(&show.line);
 	if (error != 0)
 		return cmd_fail("replay", complaint.what, left == REPLAY_INCOMPLETE ? "%s; %s is incomplete" : "%s",
 				complaint.why, arguments->output != NULL ? arguments->output : "the output");

@@ -38,7 +38,7 @@ __attribute__((warn_unused_result)) int ahead_init(struct ahead *ahead, struct o
 /* Waits until nothing is under way. Harmless on what is all zeroes. */
 void ahead_fini(struct ahead *ahead);
 
-/* Starts to read at most AHEAD_BYTES. False: there is no free piece, take one (or release one) first. */
+/* Starts to read at most AHEAD_BYTES; a hole may be longer. False: no piece is free, take or release one first. */
 __attribute__((warn_unused_result)) bool ahead_start(struct ahead *ahead, uint64_t offset, uint64_t length, bool hole);
 /* Waits for the first of those under way and hands it over; NULL when there is none. */
 struct ahead_piece *ahead_take(struct ahead *ahead);

@@ -11,6 +11,10 @@
  *    creation was not committed.
  * 5. The newest must be able to take exceptions: active; or sealed without a successor, which a crash leaves between the
  *    two steps of dropping the newest or of creating a snapshot, and then it is reopened.
+ * 6. The stores from a merge's target to the newest are marked as merging, the newest last, and each names the target.
+ *    So with the newest marked the merge has begun: all of them must be given, and the origin is no snapshot's. With
+ *    others marked only, it has not: they are sealed as before. A merge ends with the target saying that it is the
+ *    newest: who names a target in the chain, and cannot be reached from it, is left over.
  */
 #include "core/chain.h"
 
@@ -52,8 +56,6 @@ static int check_alike(const struct chain_entry *entries, size_t count, struct c
 		if (one->state == STATE_EMPTY)
 			return complain(verdict, -EINVAL, entries[i].path,
 					"is an empty store: it belongs to no snapshot yet (give it to 'rowsnap snapshot')");
-		if (one->state == STATE_MERGING)
-			return complain(verdict, -EINVAL, entries[i].path, "the origin is half merged: finish the merge first");
 		if (one->role != ROLE_SNAPSHOT)
 			return complain(verdict, -EINVAL, entries[i].path, "is not a snapshot's store");
 		for (size_t j = 0; j < i; j++)
@@ -109,6 +111,18 @@ static int missing(struct chain_verdict *verdict, const struct chain_entry *entr
 			"needs the next newer snapshot's store, %s, which was not given", uuid);
 }
 
+/* Whether it is to go with a merge whose target is here, among the older ones. */
+static bool was_merged_past(const struct chain_entry *entry, const struct chain_entry *entries, size_t count)
+{
+	const struct superblock *one = entry->superblock;
+
+	for (size_t i = 0; one->state == STATE_MERGING && i < count; i++)
+		if (uuid_equal(&entries[i].superblock->store_uuid, &one->merge_target_uuid) &&
+		    entries[i].superblock->sequence < one->sequence && entries[i].place == CHAIN_MEMBER)
+			return true;
+	return false;
+}
+
 /*
  * The place of the store after `last`, the newest member found so far: *is_next when it is the next member, else it has
  * become a leftover or unborn.
@@ -124,6 +138,11 @@ static int place_after(struct chain_entry *last, struct chain_entry *entry, cons
 				last->path);
 	if (*is_next)
 		return 0;
+	if (was_merged_past(entry, entries, count) &&
+	    (uuid_is_nil(&older->successor_uuid) || is_given(entries, count, &older->successor_uuid))) {
+		entry->place = CHAIN_LEFTOVER;
+		return 0;
+	}
 	if (uuid_is_nil(&older->successor_uuid)) {
 		if (one->state == STATE_PREPARED && uuid_equal(&one->predecessor_uuid, &older->store_uuid)) {
 			entry->place = CHAIN_UNBORN;
@@ -154,7 +173,7 @@ static int check_newest(const struct chain_entry *newest, bool has_older, struct
 
 	if (!uuid_is_nil(&one->successor_uuid))
 		return missing(verdict, newest);
-	if (one->state == STATE_ACTIVE)
+	if (one->state == STATE_ACTIVE || one->state == STATE_MERGING)
 		return 0;
 	if (older_absent)
 		return complain(verdict, -EINVAL, newest->path,
@@ -194,6 +213,32 @@ static int find_fold(const struct chain_entry *entries, struct chain_verdict *ve
 	return 0;
 }
 
+static int find_merge(const struct chain_entry *entries, struct chain_verdict *verdict)
+{
+	const struct chain_entry *newest = &entries[verdict->count - 1];
+	const uuid128_t *target = &newest->superblock->merge_target_uuid;
+	char uuid[UUID_TEXT_BYTES];
+	size_t at = 0;
+
+	if (newest->superblock->state != STATE_MERGING)
+		return 0;
+	while (at < verdict->count && !uuid_equal(&entries[at].superblock->store_uuid, target))
+		at++;
+	uuid_text(target, uuid);
+	if (at == verdict->count)
+		return complain(verdict, -EINVAL, newest->path,
+				"goes with a merge to an older snapshot, which may be half done; that one's store, %s, was not given",
+				uuid);
+	for (size_t i = at; i < verdict->count; i++)
+		if (entries[i].superblock->state != STATE_MERGING ||
+		    !uuid_equal(&entries[i].superblock->merge_target_uuid, target))
+			return complain(verdict, -EINVAL, entries[i].path,
+					"is not marked for the merge to %s, but the newest store is", uuid);
+	verdict->merging = true;
+	verdict->merge_target = at;
+	return 0;
+}
+
 int chain_order(struct chain_entry *entries, size_t count, struct chain_verdict *verdict)
 {
 	size_t last = 0;
@@ -228,5 +273,7 @@ int chain_order(struct chain_entry *entries, size_t count, struct chain_verdict 
 		verdict->count++;
 	verdict->absent_older = entries[0].superblock->predecessor_uuid;
 	error = check_newest(&entries[verdict->count - 1], verdict->count > 1, verdict);
+	if (error == 0)
+		error = find_merge(entries, verdict);
 	return error != 0 ? error : find_fold(entries, verdict);
 }

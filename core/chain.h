@@ -15,7 +15,7 @@
 
 enum chain_place {
 	CHAIN_MEMBER,   /* in the chain */
-	CHAIN_LEFTOVER, /* a drop of it was carried out but for the wiping: wipe it */
+	CHAIN_LEFTOVER, /* a drop of it, or a merge past it, was carried out but for the wiping: wipe it */
 	CHAIN_UNBORN,   /* prepared for a snapshot whose creation was never committed: make it empty again */
 };
 
@@ -32,6 +32,8 @@ struct chain_verdict {
 	bool reopen_newest;        /* the newest is sealed, or prepared: it must be made active */
 	bool fold_pending;         /* entry fold_into takes up the exceptions of entry fold_into + 1 */
 	size_t fold_into;
+	bool merging;              /* the origin is half put back to the snapshot of entry merge_target */
+	size_t merge_target;
 	uuid128_t missing;         /* with -ENOENT: the store that must be found */
 	uuid128_t stray;           /* with -EINVAL: nothing is wrong but that this store is given; nil: something is */
 	char what[CHAIN_TEXT_BYTES]; /* on error: the store at fault ... */

@@ -28,8 +28,12 @@ static int open_chain(struct opening *opening, struct offline *offline, const ch
 		complaint_set(opening->complaint, origin_path, "has no snapshots in the stores given");
 		error = -ENOENT;
 	}
-	if (error == 0)
-		error = opening_take_chain(opening);
+	if (error != 0)
+		return error;
+	offline->untidy = opening_is_untidy(opening);
+	offline->merge_begun = opening->verdict.merging;
+	offline->merge_target = opening->verdict.merge_target;
+	error = opening_take_chain(opening);
 	if (error != 0)
 		return error;
 	if (opening->verdict.fold_pending)
@@ -45,6 +49,7 @@ int offline_open(struct disk_host *host, const char *origin_path, const char *co
 	const struct volume_options volume_options = {
 		.name = "offline",
 		.accept_origin = options->accept_origin,
+		.skip_wiped = options->merging,
 		.state_directory = options->state_directory,
 	};
 	struct opening *opening = calloc(1, sizeof(*opening));
@@ -63,6 +68,7 @@ int offline_open(struct disk_host *host, const char *origin_path, const char *co
 		opening->options = &volume_options;
 		opening->read_only = !options->writable;
 		opening->offline = true;
+		opening->merging = options->merging;
 		error = open_chain(opening, offline, origin_path, store_paths, store_count);
 	}
 	if (error != 0 && complaint->why[0] == '\0')

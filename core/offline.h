@@ -15,12 +15,16 @@
 struct offline_options {
 	const char *state_directory;
 	bool accept_origin;
+	bool merging;  /* a merge may have begun, and wiped stores are left out: for core/merge.c */
 	bool writable; /* the disks are opened for writing, ours alone; else beside other readers, but no writer */
 };
 
 struct offline {
 	struct volume *volume;
 	struct fingerprint fingerprint; /* the origin's when it was opened */
+	bool untidy;         /* there is something to mend or to recover, which a start would */
+	bool merge_begun;    /* the origin is none's, but is being put back to the snapshot at point `merge_target` */
+	size_t merge_target;
 	struct export_table exports;    /* private */
 };
 

@@ -3,7 +3,7 @@
  * Start-up: nothing is served until everything is known and durable.
  *
  *   reading      origin, stores, chain, recovery, fingerprint (opening.c)
- *   mending      what a crash left unfinished: links, leftovers, unborn stores
+ *   mending      what a crash left unfinished: links, leftovers, unborn stores, marks of a merge that did not begin
  *   run          the active store's clean mark is cleared, durably, with the present fingerprint; logs and exports open
  */
 #include <errno.h>
@@ -39,7 +39,10 @@ static int mend_outsider(struct opening *opening, const struct chain_entry *entr
 
 	switch (entry->place) {
 	case CHAIN_LEFTOVER:
-		log_notice("store %s: snapshot %s was dropped: its store is wiped now", store->path, store->superblock.name);
+		log_notice(store->superblock.state == STATE_MERGING ?
+				   "store %s: the origin was put back to before snapshot %s: its store is wiped now" :
+				   "store %s: snapshot %s was dropped: its store is wiped now",
+			   store->path, store->superblock.name);
 		error = store_wipe_wait(store);
 		break;
 	case CHAIN_UNBORN:
@@ -81,9 +84,39 @@ static int flush_stores(struct opening *opening)
 	return error;
 }
 
+static void apply_unmark(struct superblock *superblock, void *context)
+{
+	(void)context;
+	superblock->state = STATE_SEALED;
+	memset(&superblock->merge_target_uuid, 0, sizeof(superblock->merge_target_uuid));
+}
+
+/* A merge whose marks are not all there has not begun. The target's goes last, as it came first. */
+static int take_marks_back(struct opening *opening)
+{
+	int error = 0;
+
+	for (size_t i = opening->verdict.count; i-- > 0 && error == 0;) {
+		struct store *store = opening->entries[i].context;
+
+		if (store->superblock.state != STATE_MERGING)
+			continue;
+		if (uuid_equal(&store->superblock.merge_target_uuid, &store->superblock.store_uuid))
+			log_notice("store %s: the merge to snapshot %s had not begun: it is given up", store->path,
+				   store->superblock.name);
+		error = store_update_wait(store, apply_unmark, NULL);
+		if (error != 0)
+			complaint_set(opening->complaint, store->path, "cannot be written: %s", strerror(-error));
+	}
+	return error;
+}
+
 static int mend(struct opening *opening)
 {
 	int error = flush_stores(opening);
+
+	if (error == 0)
+		error = take_marks_back(opening);
 
 	for (size_t i = 0; i < opening->verdict.count && error == 0; i++) {
 		struct store *store = opening->entries[i].context;
@@ -219,6 +252,7 @@ static int update_record(struct opening *opening)
 	error = record_set_origin(record, volume->origin_path);
 	volume->record = record;
 	record_disown(record);
+	memset(&record->merging_uuid, 0, sizeof(record->merging_uuid)); /* the chain has been asked, and knows */
 	prune_record(volume, record);
 	for (size_t i = 0; i < volume->chain_count && error == 0; i++) {
 		const struct store *store = volume->chain[i]->store;

@@ -128,6 +128,18 @@ static int check_same_file(struct opening *opening, const char *path)
 	return error;
 }
 
+/*
+ * Whether a store that cannot be loaded was wiped. One copy all zeroes is enough: the other may have been torn by a
+ * power cut when its turn came.
+ */
+static bool is_wiped(const struct store *store)
+{
+	for (unsigned i = 0; i < SUPERBLOCK_COPIES; i++)
+		if (is_zero(store->buffer + (size_t)i * SUPERBLOCK_BYTES, SUPERBLOCK_BYTES))
+			return true;
+	return false;
+}
+
 static int open_store(struct opening *opening, const char *path)
 {
 	struct store *store;
@@ -144,6 +156,13 @@ static int open_store(struct opening *opening, const char *path)
 	if (error != 0)
 		return error;
 	error = store_load_wait(store, &why);
+	if (error == -EBADMSG && is_wiped(store))
+		error = -ENODATA;
+	if (error == -ENODATA && opening->options->skip_wiped && !opening->from_record && is_wiped(store)) {
+		opening->store_count--;
+		store_close(store);
+		return 0;
+	}
 	if (error != 0)
 		complaint_set(opening->complaint, path, "%s", store_load_text(error, why));
 	else if (!opening->read_only && (store->superblock.ro_compat & ~FEATURES_RO_COMPAT) != 0)
@@ -171,12 +190,31 @@ static bool is_another(struct opening *opening, const struct record_store *recor
 	return true;
 }
 
+/* With none of its stores here, only the record knows. A merge that has ended but for that is known by its stores. */
+static int refuse_half_merged(const struct opening *opening)
+{
+	const struct record *record = opening->volume->record;
+	const struct record_store *target;
+	char uuid[UUID_TEXT_BYTES];
+
+	if (record == NULL || uuid_is_nil(&record->merging_uuid))
+		return 0;
+	uuid_text(&record->volume_uuid, uuid);
+	target = record_store_find(record, &record->merging_uuid);
+	complaint_set(opening->complaint, opening->volume->origin_path,
+		      "is being put back to snapshot %s, and that is unfinished: finish it with 'rowsnap merge' and the stores, %s among them (if they are lost for good, remove the record %s.json in %s)",
+		      target == NULL ? "(unknown)" : target->name, target == NULL ? "the snapshot's" : target->path, uuid,
+		      record->directory);
+	return -EINPROGRESS;
+}
+
 /* The record's stores; those whose file is not there are left out, and the chain tells whether they can be. */
 static int open_recorded(struct opening *opening)
 {
 	const struct record *record = opening->volume->record;
 	size_t missing = 0, wiped = 0;
 
+	opening->from_record = true;
 	for (size_t i = 0; i < record->store_count; i++) {
 		const struct record_store *recorded = &record->stores[i];
 		struct disk *disk;
@@ -199,10 +237,11 @@ static int open_recorded(struct opening *opening)
 			return error;
 		log_notice("using store %s of snapshot %s, as last time", recorded->path, recorded->name);
 	}
-	opening->from_record = true;
 	/* A drop of the only one that was cut short behind its wipe leaves a record of a wiped store. */
 	if (missing == 0 || missing < record->store_count || wiped == record->store_count)
 		return 0;
+	if (!uuid_is_nil(&record->merging_uuid))
+		return refuse_half_merged(opening);
 	if (opening->options->accept_origin) {
 		log_warning("origin %s: none of its snapshots' stores is there: going on without snapshots",
 			    opening->volume->origin_path);
@@ -235,6 +274,8 @@ static int check_known_volume(struct opening *opening)
 	record = opening->volume->record;
 	if (record->store_count == 0 || uuid_equal(&record->volume_uuid, &superblock->volume_uuid))
 		return 0;
+	if (!uuid_is_nil(&record->merging_uuid))
+		return refuse_half_merged(opening);
 	if (opening->options->accept_origin) {
 		opening->origin_changed = true;
 		return 0;
@@ -296,6 +337,16 @@ static void name_missing(struct opening *opening)
 		      "needs the next newer snapshot's store: %s, last seen at %s (%s)", store->name, store->path, uuid);
 }
 
+static int refuse_merging(const struct opening *opening)
+{
+	const char *name = opening->entries[opening->verdict.merge_target].superblock->name;
+
+	complaint_set(opening->complaint, opening->volume->origin_path,
+		      "is being put back to snapshot %s, and that is unfinished: finish it with 'rowsnap merge --snapshot=%s %s STORE...'",
+		      name, name, opening->volume->origin_path);
+	return -EINPROGRESS;
+}
+
 static int order_chain(struct opening *opening)
 {
 	struct volume *volume = opening->volume;
@@ -312,8 +363,12 @@ static int order_chain(struct opening *opening)
 			name_missing(opening);
 		return error;
 	}
-	if (opening->store_count == 0)
-		return 0;
+	if (opening->verdict.count == 0)
+		error = refuse_half_merged(opening);
+	if (error != 0 || opening->store_count == 0)
+		return error;
+	if (opening->verdict.merging && !opening->merging)
+		return refuse_merging(opening);
 	if (opening->entries[0].superblock->origin_bytes != volume->origin_bytes) {
 		complaint_set(opening->complaint, volume->origin_path,
 			      "has %llu bytes, but the snapshots were taken of %llu",
@@ -422,6 +477,8 @@ static int check_fingerprint(struct opening *opening)
 	const struct superblock *superblock = &store->superblock;
 	bool same = true;
 
+	if (opening->verdict.merging)
+		return 0; /* what is there now is neither the old nor the new: see core/merge.c */
 	/* A prepared store has no fingerprint yet: the one before it was sealed with the present one. */
 	if (superblock->state == STATE_PREPARED)
 		superblock = opening->entries[active - 1].superblock;
@@ -484,6 +541,27 @@ int opening_read(struct opening *opening, const char *origin_path, const char *c
 	if (error == 0)
 		error = order_chain(opening);
 	return error == 0 ? recover_chain(opening) : error;
+}
+
+bool opening_is_untidy(const struct opening *opening)
+{
+	const struct chain_verdict *verdict = &opening->verdict;
+
+	if (verdict->count != opening->store_count || verdict->reopen_newest || verdict->fold_pending)
+		return true;
+	for (size_t i = 0; i < verdict->count; i++) {
+		const struct store *store = opening->entries[i].context;
+		const struct superblock *superblock = &store->superblock;
+
+		if (store->degraded || store->uneven || !superblock->clean)
+			return true;
+		if (superblock->state == STATE_MERGING && !verdict->merging)
+			return true;
+		if (i > 0 && !uuid_equal(&superblock->predecessor_uuid,
+					 &opening->entries[i - 1].superblock->store_uuid))
+			return true;
+	}
+	return false;
 }
 
 static void take_store(struct opening *opening, const struct store *store)

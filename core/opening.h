@@ -16,6 +16,7 @@ struct opening {
 	const struct volume_options *options;
 	bool read_only; /* origin and stores are opened for reading, next to other readers */
 	bool offline;   /* recovery is in memory only; no store given or remembered is an error */
+	bool merging;   /* the origin may be half merged: for who goes on with that */
 
 	/* What was found. Of `stores` NULL are those that the chain has taken over. */
 	struct store *stores[CHAIN_STORES_MAX];
@@ -45,6 +46,8 @@ __attribute__((warn_unused_result)) int opening_unappendable(struct opening *ope
 int opening_find_record(struct opening *opening, const uuid128_t *volume_uuid);
 /* The members become volume->chain, and what they have in common the volume's. 0 or -ENOMEM. */
 __attribute__((warn_unused_result)) int opening_take_chain(struct opening *opening);
+/* Whether the next start has anything to mend, or to recover. */
+bool opening_is_untidy(const struct opening *opening);
 /* Adds the exports of the origin and of every snapshot that is not being dropped. */
 void opening_add_exports(struct volume *volume);
 /* Closes the stores that the chain has not taken over. */

@@ -61,6 +61,7 @@ static int parse_store(struct record *record, struct json_object *object)
 static int parse(struct json_object *object, const char *directory, struct record **out)
 {
 	const char *uuid = text_of(object, "uuid"), *origin = text_of(object, "origin");
+	const char *merging = text_of(object, "merging");
 	struct json_object *stores;
 	struct record *record;
 	uuid128_t id;
@@ -73,6 +74,8 @@ static int parse(struct json_object *object, const char *directory, struct recor
 	error = record_create(directory, origin, &id, &record);
 	if (error != 0)
 		return error;
+	if (json_object_object_get_ex(object, "merging", NULL))
+		error = merging == NULL ? -EINVAL : uuid_parse_text(merging, &record->merging_uuid);
 	for (size_t i = 0; i < json_object_array_length(stores) && error == 0; i++)
 		error = parse_store(record, json_object_array_get_idx(stores, i));
 	if (error != 0)
@@ -170,6 +173,10 @@ static struct json_object *to_json(const struct record *record)
 	uuid_text(&record->volume_uuid, uuid);
 	add_text(object, "uuid", uuid);
 	add_text(object, "origin", record->origin_path);
+	if (!uuid_is_nil(&record->merging_uuid)) {
+		uuid_text(&record->merging_uuid, uuid);
+		add_text(object, "merging", uuid);
+	}
 	for (size_t i = 0; i < record->store_count; i++) {
 		const struct record_store *store = &record->stores[i];
 		struct json_object *one = json_object_new_object();

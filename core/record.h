@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The volume's record: a small JSON file, UUID.json, in the state directory. It remembers where the stores were seen last,
- * so that `serve ORIGIN` alone finds them, and it is the last place for a broken mark. The stores never need it.
+ * so that `serve ORIGIN` alone finds them; it is the last place for a broken mark; and it tells a half-merged origin
+ * without its stores. The stores never need it.
  */
 #ifndef CORE_RECORD_H
 #define CORE_RECORD_H
@@ -24,6 +25,7 @@ struct record_store {
 struct record {
 	uuid128_t volume_uuid;
 	char *origin_path;
+	uuid128_t merging_uuid; /* the target's store, while a merge is under way; else nil */
 	struct record_store *stores; /* oldest first */
 	size_t store_count, store_size;
 	char *directory;

@@ -175,6 +175,7 @@ void store_load_start(struct store *store, struct store_load *load)
 	assert(store->load == NULL && store->update == NULL);
 	store->load = load;
 	store->copies_written = 0; /* here: copies read */
+	memset(store->buffer, 0xff, (size_t)SUPERBLOCK_BYTES * SUPERBLOCK_COPIES); /* what a read error leaves is no wiped copy */
 	io_submit_single(store, DISK_READ, store->buffer, SUPERBLOCK_BYTES, copy_offset[0], load_done);
 }
 

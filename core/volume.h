@@ -23,6 +23,7 @@ struct volume_options {
 	enum on_full on_full;
 	bool discard_copy;  /* --discard=copy */
 	bool accept_origin; /* --accept-origin */
+	bool skip_wiped;    /* a store that is named, but wiped, is left out: a merge's end may have been cut short */
 	const char *state_directory; /* where the volume's record is kept */
 };
 

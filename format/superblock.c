@@ -27,7 +27,8 @@
  *     64-  79       volume UUID: nil if and only if empty
  *     80-  95       predecessor's UUID: the next-older store's; nil: this is the oldest
  *     96- 111       successor's UUID: the next-newer store's; nil: this is the newest
- *    112- 127       fold source's UUID: the store being folded into this one; nil: none
+ *    112- 127       fold source's UUID: the store being folded into this one; nil: none. If merging, the merge target's
+ *                   instead: the store of the snapshot that the origin is being put back to
  *    128- 143       witness UUID: another store, that could not carry its own broken mark; nil: none
  *    144- 147 u32   role: 1 snapshot, 2 fork
  *    148- 151 u32   state: 0 empty, 1 prepared, 2 active, 3 sealed, 4 merging
@@ -63,6 +64,7 @@
  *   - prepared: no successor, no fold, and no slots: the first commit comes after active
  *   - active: no successor, but for that being folded into this store (a drop of the newest)
  *   - sealed: clean, but for a fold into it; a fold source is the successor
+ *   - merging: clean; the merge target is not nil, and may be the store itself or its predecessor
  *   - fingerprint sectors beyond the origin's end are 0
  *
  * Fingerprint: sector i of 512 bytes is at origin offset 512 * i for i < 8, and 65536 + 512 * (i - 8) for the rest:
@@ -151,7 +153,8 @@ void superblock_encode(uint8_t out[static SUPERBLOCK_BYTES], const struct superb
 	put_uuid(out + AT_VOLUME_UUID, &superblock->volume_uuid);
 	put_uuid(out + AT_PREDECESSOR_UUID, &superblock->predecessor_uuid);
 	put_uuid(out + AT_SUCCESSOR_UUID, &superblock->successor_uuid);
-	put_uuid(out + AT_FOLD_SOURCE_UUID, &superblock->fold_source_uuid);
+	put_uuid(out + AT_FOLD_SOURCE_UUID, superblock->state == STATE_MERGING ? &superblock->merge_target_uuid :
+										  &superblock->fold_source_uuid);
 	put_uuid(out + AT_WITNESS_UUID, &superblock->witness_uuid);
 	put_u32(out + AT_ROLE, (uint32_t)superblock->role);
 	put_u32(out + AT_STATE, (uint32_t)superblock->state);
@@ -187,10 +190,11 @@ static void read_fields(const uint8_t *in, struct superblock *superblock)
 	get_uuid(in + AT_VOLUME_UUID, &superblock->volume_uuid);
 	get_uuid(in + AT_PREDECESSOR_UUID, &superblock->predecessor_uuid);
 	get_uuid(in + AT_SUCCESSOR_UUID, &superblock->successor_uuid);
-	get_uuid(in + AT_FOLD_SOURCE_UUID, &superblock->fold_source_uuid);
 	get_uuid(in + AT_WITNESS_UUID, &superblock->witness_uuid);
 	superblock->role = (enum store_role)get_u32(in + AT_ROLE);
 	superblock->state = (enum store_state)get_u32(in + AT_STATE);
+	get_uuid(in + AT_FOLD_SOURCE_UUID, superblock->state == STATE_MERGING ? &superblock->merge_target_uuid :
+										 &superblock->fold_source_uuid);
 	superblock->geometry.block_bytes = get_u32(in + AT_BLOCK_BYTES);
 	superblock->geometry.slots_per_area = get_u32(in + AT_SLOTS_PER_AREA);
 	superblock->geometry.first_area_offset = get_u64(in + AT_FIRST_AREA_OFFSET);
@@ -333,6 +337,10 @@ static const char *find_link_fault(const struct superblock *superblock)
 		return "fold source UUID: not the successor";
 	if (superblock->state == STATE_SEALED && !folding && !superblock->clean)
 		return "clean: 0 in a sealed store";
+	if (superblock->state == STATE_MERGING && !superblock->clean)
+		return "clean: 0 in a merging store";
+	if (superblock->state == STATE_MERGING && uuid_is_nil(&superblock->merge_target_uuid))
+		return "merge target UUID: nil in a merging store";
 	return NULL;
 }
 

@@ -32,7 +32,7 @@ enum store_state {
 	STATE_PREPARED = 1, /* written for a snapshot whose creation may not have been committed */
 	STATE_ACTIVE = 2,   /* the newest: receives exceptions */
 	STATE_SEALED = 3,   /* closed: a newer store took over */
-	STATE_MERGING = 4,  /* the origin is being put back to a snapshot of this chain */
+	STATE_MERGING = 4,  /* the origin is being put back to this snapshot or an older one: see core/merge.c */
 };
 
 enum broken_reason {
@@ -88,6 +88,8 @@ struct superblock {
 	/* A fold into this store: where from (nil: none), and this store's log end before it began. */
 	uuid128_t fold_source_uuid;
 	uint64_t fold_base_slots;
+
+	uuid128_t merge_target_uuid; /* merging: the store of the snapshot the origin is put back to; else nil */
 
 	struct broken_mark broken; /* this store */
 

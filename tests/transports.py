@@ -68,6 +68,7 @@ def unmount_all(folder):
 
 class Transport:
     name = ""
+    forks = True  # another process may open exports
 
     def __init__(self, discard_copy=False):
         self.discard_copy = discard_copy  # the server runs with --discard=copy
@@ -440,7 +441,7 @@ class DmUserDevice(Device):
 
 class DmUser(Transport):
     name = "dm-user"
-    stop_options = ["--force"]
+    forks = False  # the fake lives in this process
 
     def __init__(self, discard_copy=False):
         super().__init__(discard_copy)

@@ -549,3 +549,14 @@ void oracle_check_snapshot(struct oracle *oracle, struct oracle_snapshot *snapsh
 	for (uint64_t i = offset / SECTOR_BYTES; i < (offset + length + SECTOR_BYTES - 1) / SECTOR_BYTES; i++)
 		choice_check(oracle, snapshot, i, offset, length, data);
 }
+
+void oracle_put_back(struct oracle *oracle, struct oracle_snapshot *snapshot, uint64_t offset, const uint8_t *data)
+{
+	struct cell *cell = &oracle->cells[offset / SECTOR_BYTES];
+
+	choice_check(oracle, snapshot, offset / SECTOR_BYTES, offset, SECTOR_BYTES, data);
+	oracle->clock++;
+	cell->touched = oracle->clock;
+	cell->count = 0;
+	value_add(oracle, offset / SECTOR_BYTES, content_number(oracle, data), 0);
+}

@@ -157,6 +157,7 @@ static struct record *record_copy(const struct record *record)
 
 	if (record_create(record->directory, record->origin_path, &record->volume_uuid, &copy) != 0)
 		sim_fail("out of memory");
+	copy->merging_uuid = record->merging_uuid;
 	for (size_t i = 0; i < record->store_count; i++) {
 		const struct record_store *store = &record->stores[i];
 

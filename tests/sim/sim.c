@@ -49,12 +49,13 @@ static void run_seed(uint64_t seed, bool trace, struct sim_totals *totals)
 
 static void print_totals(const struct sim_totals *totals)
 {
-	printf("# %llu runs, %llu lives, %llu power cuts, %llu kills, %llu faults, %llu disk events, %llu requests, %llu snapshots, %llu drops\n",
+	printf("# %llu runs, %llu lives, %llu power cuts, %llu kills, %llu faults, %llu disk events, %llu requests, %llu snapshots, %llu drops, %llu merges (%llu resumed)\n",
 	       (unsigned long long)totals->runs, (unsigned long long)totals->lives,
 	       (unsigned long long)totals->power_cuts, (unsigned long long)totals->kills,
 	       (unsigned long long)totals->faults, (unsigned long long)totals->events,
 	       (unsigned long long)totals->requests, (unsigned long long)totals->snapshots,
-	       (unsigned long long)totals->drops);
+	       (unsigned long long)totals->drops, (unsigned long long)totals->merges,
+	       (unsigned long long)totals->merges_resumed);
 }
 
 static int check(void)

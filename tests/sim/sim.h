@@ -137,6 +137,8 @@ void oracle_kill(struct oracle *oracle, bool cache_lost);
 struct oracle_snapshot *oracle_snapshot_begin(struct oracle *oracle, const char *name);
 void oracle_snapshot_end(struct oracle *oracle, struct oracle_snapshot *snapshot);
 void oracle_snapshot_destroy(struct oracle *oracle, struct oracle_snapshot *snapshot);
+/* The origin was put back to the snapshot, durably: `data` is what it holds at the cell at `offset` now. */
+void oracle_put_back(struct oracle *oracle, struct oracle_snapshot *snapshot, uint64_t offset, const uint8_t *data);
 void oracle_check_snapshot(struct oracle *oracle, struct oracle_snapshot *snapshot, uint64_t offset, uint64_t length,
 			   const uint8_t *data);
 
@@ -149,6 +151,7 @@ void sim_check_stores(struct disk_host *host, struct sim_file *const *files, siz
 
 struct sim_totals {
 	uint64_t runs, lives, power_cuts, kills, events, requests, snapshots, drops, faults, reads_checked;
+	uint64_t merges, merges_resumed;
 };
 
 void sim_run(uint64_t seed, struct sim_totals *totals);

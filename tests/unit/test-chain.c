@@ -56,11 +56,14 @@ static bool is_order(const char *want)
 static bool leave_out(unsigned number)
 {
 	unsigned kept = 0;
+	bool found = false;
 
-	for (unsigned i = 0; i < STORES; i++)
+	for (unsigned i = 0; i < STORES; i++) {
+		found = found || entries[i].superblock == &supers[number - 1];
 		if (entries[i].superblock != &supers[number - 1])
 			entries[kept++] = entries[i];
-	return kept == STORES - 1;
+	}
+	return found;
 }
 
 static enum chain_place place_of(unsigned number)
@@ -120,10 +123,6 @@ static void refusals(void)
 	check("an empty store is refused",
 	      chain_order(entries, 4, &verdict) == -EINVAL && strstr(verdict.why, "empty store") != NULL);
 	healthy();
-	supers[0].state = STATE_MERGING;
-	check("a half merged origin is refused",
-	      chain_order(entries, 4, &verdict) == -EINVAL && strstr(verdict.why, "merge") != NULL);
-	healthy();
 	supers[2].successor_uuid = id(0);
 	supers[2].state = STATE_ACTIVE;
 	check("two that both say they are the newest are refused", chain_order(entries, 4, &verdict) == -EINVAL);
@@ -151,6 +150,80 @@ static void creation_crashes(void)
 	entries[0] = (struct chain_entry){ .superblock = &supers[3], .path = "/s4" };
 	check("without its predecessor a prepared store is not guessed about",
 	      chain_order(entries, 1, &verdict) == -EINVAL && strstr(verdict.why, "needed to tell") != NULL);
+}
+
+static void mark_merging(unsigned number, unsigned target)
+{
+	supers[number - 1].state = STATE_MERGING;
+	supers[number - 1].clean = true;
+	supers[number - 1].merge_target_uuid = id((uint8_t)target);
+}
+
+/* S2 is the target. */
+static void half_merged(void)
+{
+	healthy();
+	for (unsigned number = 2; number <= STORES; number++)
+		mark_merging(number, 2);
+}
+
+/* The target has been told that it is the newest; the newer ones are still there. */
+static void merged(void)
+{
+	half_merged();
+	supers[1].state = STATE_ACTIVE;
+	supers[1].successor_uuid = id(0);
+	supers[1].merge_target_uuid = id(0);
+}
+
+static void merge_crashes(void)
+{
+	half_merged();
+	check("with the newest marked the merge has begun",
+	      chain_order(entries, 4, &verdict) == 0 && is_order("1234") && verdict.merging && verdict.merge_target == 1);
+	half_merged();
+	check("also without the stores older than the target",
+	      leave_out(1) && chain_order(entries, 3, &verdict) == 0 && verdict.merging && verdict.merge_target == 0);
+	half_merged();
+	check("without the target it is refused",
+	      leave_out(2) && leave_out(1) && chain_order(entries, 2, &verdict) == -EINVAL &&
+		      strstr(verdict.why, "was not given") != NULL);
+	half_merged();
+	check("without a newer one it is refused", leave_out(3) && chain_order(entries, 3, &verdict) == -ENOENT);
+	healthy();
+	mark_merging(4, 4);
+	check("the newest may be the target",
+	      chain_order(entries, 4, &verdict) == 0 && verdict.merging && verdict.merge_target == 3);
+	healthy();
+	mark_merging(2, 2);
+	mark_merging(3, 2);
+	check("with the newest not marked it has not begun",
+	      chain_order(entries, 4, &verdict) == 0 && is_order("1234") && !verdict.merging && !verdict.reopen_newest);
+	half_merged();
+	supers[2].state = STATE_SEALED;
+	check("marks with a gap are refused",
+	      chain_order(entries, 4, &verdict) == -EINVAL && strstr(verdict.why, "is not marked") != NULL);
+	half_merged();
+	supers[2].merge_target_uuid = id(3);
+	check("marks with two targets are refused", chain_order(entries, 4, &verdict) == -EINVAL);
+	merged();
+	check("the merge is done once the target is the newest: the others are left over",
+	      chain_order(entries, 4, &verdict) == 0 && is_order("12") && !verdict.merging &&
+		      place_of(3) == CHAIN_LEFTOVER && place_of(4) == CHAIN_LEFTOVER);
+	merged();
+	check("so is each of them by itself",
+	      leave_out(3) && chain_order(entries, 3, &verdict) == 0 && is_order("12") && place_of(4) == CHAIN_LEFTOVER);
+	merged();
+	check("without the target they are refused",
+	      leave_out(2) && leave_out(1) && chain_order(entries, 2, &verdict) == -EINVAL);
+	merged();
+	supers[1].state = STATE_SEALED;
+	supers[1].successor_uuid = id(4);
+	supers[3].state = STATE_ACTIVE;
+	supers[3].predecessor_uuid = id(2);
+	supers[3].sequence = supers[2].sequence;
+	check("one is left over also when a snapshot was taken since, with its sequence",
+	      chain_order(entries, 4, &verdict) == 0 && is_order("124") && place_of(3) == CHAIN_LEFTOVER);
 }
 
 static void drop_crashes(void)
@@ -197,5 +270,6 @@ int main(void)
 	refusals();
 	creation_crashes();
 	drop_crashes();
+	merge_crashes();
 	return unit_done();
 }

@@ -72,6 +72,7 @@ static void round_trip(void)
 	error = record_add(record, &first, "mon", "/stores/mon", 5);
 	error = error != 0 ? error : record_add(record, &second, "tue", "/stores/tue", 6);
 	record->stores[1].broken = (struct broken_mark){ BROKEN_FULL, 77 };
+	record->merging_uuid = second;
 	check("and saved", error == 0 && record_save(record) == 0);
 	error = record_find(directory, record->origin_path, &nil, &found);
 	check("found by the origin's path", error == 0);
@@ -81,7 +82,8 @@ static void round_trip(void)
 						 strcmp(found->stores[1].path, "/stores/tue") == 0 &&
 						 found->stores[1].created_ns == 6 &&
 						 found->stores[1].broken.reason == BROKEN_FULL &&
-						 found->stores[1].broken.time_ns == 77);
+						 found->stores[1].broken.time_ns == 77 &&
+						 uuid_equal(&found->merging_uuid, &second));
 		record_remove(found, &first);
 		check("a store can be taken out", found->store_count == 1 && record_store_find(found, &first) == NULL &&
 							  record_store_find(found, &second) != NULL);
@@ -102,6 +104,8 @@ static void damaged(void)
 		"{\"uuid\":\"zz\",\"origin\":\"/x\",\"stores\":[]}",
 		"{\"uuid\":\"01010101-0101-0101-0101-010101010101\",\"origin\":\"/x\"}",
 		"{\"uuid\":\"01010101-0101-0101-0101-010101010101\",\"origin\":\"/x\",\"stores\":[5]}",
+		"{\"uuid\":\"01010101-0101-0101-0101-010101010101\",\"origin\":\"/x\",\"merging\":\"x\",\"stores\":[]}",
+		"{\"uuid\":\"01010101-0101-0101-0101-010101010101\",\"origin\":\"/x\",\"merging\":true,\"stores\":[]}",
 		("{\"uuid\":\"01010101-0101-0101-0101-010101010101\",\"origin\":\"/x\",\"stores\":"
 		 "[{\"uuid\":\"02020202-0202-0202-0202-020202020202\",\"name\":\"../up\",\"path\":\"/p\"}]}"),
 	};

@@ -112,6 +112,10 @@ static struct superblock plain_superblock(enum store_state state)
 		superblock.successor_uuid = uuid_of(0x70);
 		superblock.clean = true;
 	}
+	if (state == STATE_MERGING) {
+		superblock.merge_target_uuid = superblock.predecessor_uuid;
+		superblock.clean = true;
+	}
 	if (state != STATE_PREPARED) {
 		superblock.durable_slots = 1000;
 		superblock.log_slots = 1000;
@@ -220,6 +224,7 @@ static bool same_chain_fields(const struct superblock *a, const struct superbloc
 	       uuid_equal(&a->predecessor_uuid, &b->predecessor_uuid) &&
 	       uuid_equal(&a->successor_uuid, &b->successor_uuid) &&
 	       uuid_equal(&a->fold_source_uuid, &b->fold_source_uuid) &&
+	       uuid_equal(&a->merge_target_uuid, &b->merge_target_uuid) &&
 	       uuid_equal(&a->witness_uuid, &b->witness_uuid) && a->role == b->role && a->state == b->state &&
 	       memcmp(a->name, b->name, sizeof(a->name)) == 0;
 }
@@ -277,6 +282,11 @@ static void random_log(uint64_t *state, struct superblock *superblock)
 		superblock->fold_source_uuid = superblock->successor_uuid;
 	if (store_state == STATE_SEALED && uuid_is_nil(&superblock->fold_source_uuid))
 		superblock->clean = true;
+	if (store_state == STATE_MERGING) {
+		memset(&superblock->fold_source_uuid, 0, sizeof(superblock->fold_source_uuid));
+		random_fill(state, superblock->merge_target_uuid.bytes, sizeof(superblock->merge_target_uuid.bytes));
+		superblock->clean = true;
+	}
 }
 
 static struct superblock random_superblock(uint64_t *state)
@@ -486,8 +496,8 @@ static const struct fault bad_identities[] = {
 	AT(BASE_PREPARED, 96, "\1", "successor UUID:"),
 	AT(BASE_FULL, 112, UUID_10, "fold source UUID:"),
 	AT(BASE_FULL, 112, UUID_50, "fold source UUID:"),
-	AT(BASE_MERGING, 112, UUID_10, "fold source UUID: the store"),
-	AT(BASE_MERGING, 112, UUID_50, "fold source UUID: the predecessor"),
+	AT(BASE_MERGING, 112, UUID_NIL, "merge target UUID: nil"),
+	AT(BASE_MERGING, 224, "\0\0\0\0", "clean: 0 in a merging"),
 	AT(BASE_FULL, 112, "\1", "fold source UUID:"),
 	AT(BASE_EMPTY, 112, "\1", "fold source UUID:"),
 	AT(BASE_PREPARED, 112, "\1", "fold source UUID:"),
@@ -615,7 +625,9 @@ static void test_valid_states(void)
 	check("a newest store that is being dropped is sealed without successor", decode_of(&superblock) == 0);
 	superblock = plain_superblock(STATE_MERGING);
 	superblock.successor_uuid = uuid_of(0x70);
-	check("a merging store may have both links", decode_of(&superblock) == 0);
+	check("a merging store may have both links, and its predecessor as the target", decode_of(&superblock) == 0);
+	superblock.merge_target_uuid = superblock.store_uuid;
+	check("a merging store may be the target itself", decode_of(&superblock) == 0);
 	superblock.origin_bytes = ORIGIN_BYTES_MAX;
 	check("an origin of 16 TiB is valid", decode_of(&superblock) == 0);
 	superblock.origin_bytes = 512;
