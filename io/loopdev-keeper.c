@@ -42,14 +42,16 @@
 
 _Static_assert(KEEPER_MARK_BYTES == LO_NAME_SIZE, "the mark is the loop device's file name");
 
+#define KEPT_MAX 1024u
+
 struct kept {
 	int number, fd;
-	struct list link;
 };
 
 struct keeping {
 	int socket;
-	struct list devices; /* struct kept.link */
+	struct kept devices[KEPT_MAX];
+	size_t count;
 };
 
 static void device_path(int number, char path[static DEVICE_PATH_BYTES])
@@ -107,7 +109,7 @@ static int configure(int device, int file, const struct keeper_message *message)
 	return ioctl(device, LOOP_CONFIGURE, &config) == 0 ? 0 : -errno;
 }
 
-static void attach_file(int control, int file, struct keeper_message *message, struct kept *kept)
+static void attach_file(int control, int file, struct keeper_message *message, struct keeping *keeping)
 {
 	int error = -EBUSY, fd = -1;
 
@@ -126,8 +128,7 @@ static void attach_file(int control, int file, struct keeper_message *message, s
 	}
 	have_discard_refused(fd, message);
 	message->error = 0;
-	kept->number = message->number;
-	kept->fd = fd;
+	keeping->devices[keeping->count++] = (struct kept){ message->number, fd };
 }
 
 static void attach(struct keeping *keeping, struct keeper_message *message)
@@ -135,7 +136,6 @@ static void attach(struct keeping *keeping, struct keeper_message *message)
 	auto_close int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 	auto_close int file = -1;
 	struct statfs status;
-	struct kept *kept;
 
 	if (control < 0) {
 		answer_error(message, -errno, "/dev/loop-control (is the kernel's loop module loaded?)");
@@ -150,16 +150,10 @@ static void attach(struct keeping *keeping, struct keeper_message *message)
 		answer_error(message, -ESTALE, "what is served there now is something else");
 		return;
 	}
-	kept = calloc(1, sizeof(*kept));
-	if (kept == NULL) {
-		answer_error(message, -ENOMEM, "the served file");
-		return;
-	}
-	attach_file(control, file, message, kept);
-	if (message->error == 0)
-		list_append(&keeping->devices, &kept->link);
+	if (keeping->count == KEPT_MAX)
+		answer_error(message, -EMFILE, "the served file");
 	else
-		free(kept);
+		attach_file(control, file, message, keeping);
 }
 
 /* ---- detaching ---- */
@@ -191,14 +185,12 @@ static bool is_attached(int number, const char *mark)
 
 static void let_go(struct keeping *keeping, int number)
 {
-	list_for_each_safe(link, &keeping->devices) {
-		struct kept *kept = container_of(link, struct kept, link);
-
-		if (kept->number != number)
+	for (size_t i = 0; i < keeping->count; i++) {
+		if (keeping->devices[i].number != number)
 			continue;
-		list_remove(&kept->link);
-		(void)close(kept->fd);
-		free(kept);
+		(void)close(keeping->devices[i].fd);
+		keeping->devices[i] = keeping->devices[--keeping->count];
+		return;
 	}
 }
 
@@ -324,7 +316,6 @@ __attribute__((noreturn)) static void keep(int socket)
 	for (int fd = 0; null >= 0 && fd <= STDERR_FILENO; fd++)
 		(void)dup2(null, fd);
 	(void)!chdir("/");
-	list_init(&keeping.devices);
 	while (recv(socket, &message, sizeof(message), 0) == (ssize_t)sizeof(message)) {
 		carry_out(&keeping, &message);
 		if (send(socket, &message, sizeof(message), 0) != (ssize_t)sizeof(message))

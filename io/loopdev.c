@@ -346,12 +346,13 @@ static void timer_expired(struct loop_timer *timer)
 
 /* ---- exports that come and go ---- */
 
-static int device_add(struct loopdevs *all, struct export *export, bool late)
+/* NULL: no memory. */
+static struct loopdev *device_add(struct loopdevs *all, struct export *export, bool late)
 {
 	struct loopdev *device = calloc(1, sizeof(*device));
 
 	if (device == NULL)
-		return -ENOMEM;
+		return NULL;
 	all->look = true;
 	device->all = all;
 	device->export = export;
@@ -359,12 +360,12 @@ static int device_add(struct loopdevs *all, struct export *export, bool late)
 	device->late = late;
 	memcpy(device->name, export->name, sizeof(device->name));
 	list_append(&all->devices, &device->link);
-	return 0;
+	return device;
 }
 
 static void export_added(struct export_watcher *watcher, struct export *export)
 {
-	if (device_add(watcher->context, export, true) != 0)
+	if (device_add(watcher->context, export, true) == NULL)
 		log_warning("loop devices: out of memory: %s gets none", export->name);
 }
 
@@ -483,7 +484,7 @@ int loopdev_start(struct loop *loop, struct export_table *exports, const struct 
 	error = loop_add(loop, &all->source, EPOLLIN);
 	list_for_each(link, &exports->exports)
 		if (error == 0)
-			error = device_add(all, container_of(link, struct export, link), false);
+			error = device_add(all, container_of(link, struct export, link), false) == NULL ? -ENOMEM : 0;
 	if (error != 0) {
 		loopdev_close(&all->transport);
 		return error;

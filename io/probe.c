@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -885,10 +886,11 @@ static void match_layer(struct layers *layers, dev_t device)
 int probe_lies_on(const char *path, const char *const *names, size_t count, const char **found)
 {
 	struct layers layers = { .names = names, .name_count = count };
-	auto_free char *folder = strdup(path);
+	char folder[PATH_MAX];
 
-	if (folder == NULL)
-		return -ENOMEM;
+	if (strlen(path) >= sizeof(folder))
+		return -ENAMETOOLONG;
+	(void)snprintf(folder, sizeof(folder), "%s", path);
 	if (access(path, F_OK) != 0 && strrchr(folder, '/') != NULL)
 		strrchr(folder, '/')[1] = '\0';
 	layer_add_file(&layers, folder);

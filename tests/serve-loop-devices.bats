@@ -27,6 +27,21 @@ mount_here() {
 	mount "${@:3}" "$1" "$2"
 }
 
+# A folder for --fuse. make_folder FOLDER
+make_folder() {
+	mkdir "$1"
+	mounts+=("$dir/$1")
+}
+
+# Whether `list` says so.
+has_device() {
+	[[ -n $(device_of "$1") ]]
+}
+
+has_no_device() {
+	[[ -z $(device_of "$1") ]]
+}
+
 # Whether a loop device has a file of this test's server behind it.
 devices_left() {
 	losetup --list --noheadings --output NAME,BACK-FILE | grep -F "$dir" || true
@@ -96,8 +111,7 @@ not_attached() {
 	serve_devices --nbd
 	take demo origin.img one two
 	server_stop demo
-	mkdir files
-	mounts+=("$dir/files")
+	make_folder files
 	serve_devices --nbd --fuse=files
 	grep -qx "one $(device_of one)" "$server_out"
 	grep -qx "two $(device_of two)" "$server_out"
@@ -134,6 +148,7 @@ not_attached() {
 @test "a reader that has the device open is named, and waited for" {
 	make_image origin.img 1M
 	serve_devices
+	# shellcheck disable=SC2217 # it only has it open
 	sleep 60 <"$device" 3>&- &
 	reader=$!
 	helper_begin "$ROWSNAP" stop demo
@@ -205,7 +220,7 @@ not_attached() {
 }
 
 no_keeper() {
-	! ps -e -o comm= | grep -qx rowsnap-loop || ! ps -e -o ppid=,comm= | grep -Eq "^ *1 rowsnap-loop$"
+	! pgrep -P 1 -x rowsnap-loop >/dev/null
 }
 
 @test "the keeper killed as well: what it left is cleaned up by the next server" {
@@ -235,11 +250,11 @@ find_keeper() {
 	find_keeper
 	kill -KILL "$keeper"
 	wait_until 5 not_attached "$tuesday"
-	wait_until 5 eval '[[ -z $(device_of tuesday) ]]'
+	wait_until 5 has_no_device tuesday
 	[[ $(device_of origin) == "$device" ]]
 	expect_error 'its device /dev/loop[0-9]+ is still open somewhere' drop demo monday
 	umount past
-	wait_until 5 eval '[[ -z $(device_of monday) ]]'
+	wait_until 5 has_no_device monday
 	rowsnap drop demo monday
 	helper_begin "$ROWSNAP" stop demo
 	wait_until 10 grep -q "$device is open somewhere" "$helper_out"
@@ -310,13 +325,17 @@ find_keeper() {
 	wait_until 10 not_attached "$device"
 }
 
-@test "standard input and output closed: served all the same" {
-	make_image origin.img 1M
-	require_loop_devices
+serve_with_closed_descriptors() {
 	"$ROWSNAP" serve origin.img --volume=demo --loop 3>&- <&- >&- 2>&- &
 	server_pid=$!
 	server_pids+=("$server_pid")
-	wait_until 20 eval '[[ -n $(device_of origin) ]]'
+}
+
+@test "standard input and output closed: served all the same" {
+	make_image origin.img 1M
+	require_loop_devices
+	serve_with_closed_descriptors
+	wait_until 20 has_device origin
 	cmp "$(device_of origin)" origin.img
 	take demo origin.img monday
 	cmp "$(device_of monday)" monday.expected
@@ -360,6 +379,11 @@ find_keeper() {
 	server_stop demo
 }
 
+# is_smaller FILE COUNT: in blocks that it takes up.
+is_smaller() {
+	[[ $(stat -c %b "$1") -lt $2 ]]
+}
+
 @test "--discard: skip offers none; copy frees the origin's space and the snapshot keeps what was there" {
 	make_file_system
 	serve_devices
@@ -375,11 +399,11 @@ find_keeper() {
 	sync -f mnt
 	sum=$(checksum mnt/file)
 	take demo origin.img monday
-	used=$(stat -c %b origin.img)
+	most=$(($(stat -c %b origin.img) - 8000))
 	rm mnt/file
 	sync -f mnt
 	fstrim mnt
-	wait_until 10 eval '(( $(stat -c %b origin.img) < used - 8000 ))'
+	wait_until 10 is_smaller origin.img "$most"
 	mount_here "$(device_of monday)" past -o ro,noload
 	[[ $(checksum past/file) == "$sum" ]]
 	umount past mnt
@@ -406,7 +430,7 @@ find_keeper() {
 @test "a store that is one of the served files, by another mount of them, is refused" {
 	make_image origin.img 1M
 	mkdir files elsewhere
-	mounts+=("$dir/files")
+	undo_mount files
 	serve_devices --fuse=files
 	mounts=("$dir/elsewhere" "${mounts[@]}")
 	mount --bind files elsewhere
