@@ -74,9 +74,12 @@ static const char *same_as(struct findings *findings, const char *path)
 	/* It may be locked by ourselves: opened without a lock it can be compared. */
 	if (disk_open(findings->host, path, DISK_OPEN_READ_ONLY, &disk) != 0)
 		return NULL;
-	for (size_t i = 0; i < findings->check.count && same == NULL; i++)
-		if (disk_is_same(disk, findings->check.stores[i].store->disk))
-			same = findings->check.stores[i].store->path;
+	for (size_t i = 0; i < findings->check.count && same == NULL; i++) {
+		const struct store *store = findings->check.stores[i].store;
+
+		if (store != NULL && disk_is_same(disk, store->disk))
+			same = store->path;
+	}
 	disk_close(disk);
 	return same;
 }
@@ -341,8 +344,9 @@ void findings_print_sums(const struct findings *findings)
 static struct json_object *store_json(const struct findings *findings, const struct findings_store *shown)
 {
 	struct json_object *json = json_object_new_object();
-	const struct check_store *one = shown->one;
-	bool loaded = one != NULL && one->loaded;
+	static const struct check_store nothing;
+	const struct check_store *one = shown->one != NULL ? shown->one : &nothing;
+	bool loaded = one->loaded;
 	char uuid[UUID_TEXT_BYTES];
 
 	add_text(json, "path", shown->path);
@@ -355,10 +359,10 @@ static struct json_object *store_json(const struct findings *findings, const str
 	json_object_object_add(json, "findings",
 			       shown->array != NULL ? json_object_get(shown->array) : json_object_new_array());
 	json_object_object_add(json, "findings_left_out", json_object_new_uint64(left_out(findings, shown)));
-	json_object_object_add(json, "areas", json_object_new_uint64(one == NULL ? 0 : one->areas));
-	json_object_object_add(json, "entries", json_object_new_uint64(one == NULL ? 0 : one->entries));
-	json_object_object_add(json, "blocks_verified", json_object_new_uint64(one == NULL ? 0 : one->blocks_verified));
-	json_object_object_add(json, "bytes_verified", json_object_new_uint64(one == NULL ? 0 : one->bytes_verified));
+	json_object_object_add(json, "areas", json_object_new_uint64(one->areas));
+	json_object_object_add(json, "entries", json_object_new_uint64(one->entries));
+	json_object_object_add(json, "blocks_verified", json_object_new_uint64(one->blocks_verified));
+	json_object_object_add(json, "bytes_verified", json_object_new_uint64(one->bytes_verified));
 	return json;
 }
 

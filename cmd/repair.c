@@ -107,39 +107,40 @@ static void print_report(const struct arguments *arguments, struct json_object *
 	cmd_print_json(report);
 }
 
-static int repair_opened(const struct arguments *arguments, struct findings *findings)
+static int repair_opened(const struct arguments *arguments, struct findings *findings, struct repair *repair)
 {
 	struct json_object *report = arguments->json ? json_object_new_object() : NULL;
 	struct json_object *before = arguments->json ? json_object_new_object() : NULL;
-	struct repair repair = { .one = findings->stores[0].one };
 	bool mended = false;
 	int code;
 
+	repair->one = findings->stores[0].one;
 	for (size_t i = 0; i < findings->check.count; i++)
-		findings->check.stores[i].links_only = &findings->check.stores[i] != repair.one;
-	findings->noted = note;
-	findings->context = &repair;
+		findings->check.stores[i].links_only = &findings->check.stores[i] != repair->one;
 	findings_check(findings);
 	code = findings->exit_code;
 	if (arguments->json) {
 		findings_report(findings, before);
 		json_object_object_add(report, "before", before);
 	}
-	if (repair.one != NULL && repair.one->loaded)
-		code = repair_checked(arguments, findings, &repair, &mended);
+	if (repair->one != NULL && repair->one->loaded)
+		code = repair_checked(arguments, findings, repair, &mended);
 	if (arguments->json) {
 		findings_report(findings, report);
-		print_report(arguments, report, &repair, mended, code);
+		print_report(arguments, report, repair, mended, code);
 	} else {
 		findings_print_sums(findings);
 	}
-	repair_end(&repair);
+	repair_end(repair);
 	return code;
 }
 
 static int repair(const struct arguments *arguments)
 {
+	struct repair plan = { .one = NULL };
 	struct findings findings = { .command = "repair",
+				     .noted = note,
+				     .context = &plan,
 				     .json = arguments->json,
 				     .shown_max = REPAIR_AREAS_MAX,
 				     .progress = cmd_shows_progress(arguments->progress) };
@@ -153,7 +154,7 @@ static int repair(const struct arguments *arguments)
 	code = findings_open(&findings, arguments->stores, arguments->count,
 			     arguments->dry_run ? DISK_OPEN_READ_ONLY : 0);
 	if (code == 0)
-		code = repair_opened(arguments, &findings);
+		code = repair_opened(arguments, &findings, &plan);
 	check_end(&findings.check);
 	findings_close(&findings);
 	return code;

@@ -691,7 +691,8 @@ static void tell_sums(struct log_check *log)
 static int prepare(struct log_check *log)
 {
 	const struct superblock *superblock = &log->store->superblock;
-	uint64_t count = WINDOW_BYTES / log->area_bytes, room = log->check->quick ? 0 : log->area_bytes;
+	uint64_t count = WINDOW_BYTES / log->area_bytes;
+	size_t metas = (size_t)2 * AREA_META_BYTES, room = log->check->quick ? metas : (size_t)log->area_bytes;
 
 	log->bounded = superblock->clean;
 	log->there = (uint32_t)(store_slots_there(log->store) / log->per_area);
@@ -703,15 +704,13 @@ static int prepare(struct log_check *log)
 	log->areas = (uint32_t)((log->end + log->per_area - 1) / log->per_area);
 	log->stop = log->there - log->areas > PAST_END_AREAS ? log->areas + PAST_END_AREAS : log->there;
 	log->window_count = count < 2 ? 2 : count > WINDOW_AREAS_MAX || log->check->quick ? WINDOW_AREAS_MAX : (uint32_t)count;
-	if (room < 2 * AREA_META_BYTES)
-		room = 2 * AREA_META_BYTES;
 	log->windows = calloc(log->window_count, sizeof(*log->windows));
-	log->memory = aligned_alloc(AREA_META_BYTES, (size_t)room * log->window_count + 2 * AREA_META_BYTES);
+	log->memory = aligned_alloc(AREA_META_BYTES, room * log->window_count + metas);
 	if (log->windows == NULL || log->memory == NULL)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < log->window_count; i++)
-		log->windows[i].memory = log->memory + (size_t)room * i;
-	log->spare = log->memory + (size_t)room * log->window_count;
+		log->windows[i].memory = log->memory + room * i;
+	log->spare = log->memory + room * log->window_count;
 	return map_create(log->format.block_count, &log->map);
 }
 

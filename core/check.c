@@ -305,6 +305,8 @@ int check_run(struct check *check)
 	for (size_t i = 0; i < check->count; i++)
 		check->stores[i] = (struct check_store){ .store = check->stores[i].store,
 							 .links_only = check->stores[i].links_only };
+	if (check->count == 0)
+		return 0;
 	check->names = calloc(2 * check->count, sizeof(*check->names));
 	if (check->names == NULL)
 		return -ENOMEM;

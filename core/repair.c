@@ -343,7 +343,7 @@ int repair_carry_out(struct repair *repair)
 		.format = log_format_of(store),
 		.end = repair->end_moves ? repair->end : repair->one->end_slots,
 		.durable = repair->end_moves ? repair->end : repair->one->durable_slots,
-		.memory = aligned_alloc(AREA_META_BYTES, 3 * AREA_META_BYTES + BLOCK_BYTES_MAX),
+		.memory = aligned_alloc(AREA_META_BYTES, (size_t)3 * AREA_META_BYTES + BLOCK_BYTES_MAX),
 	};
 	int error;
 

@@ -30,7 +30,7 @@ spoil() {
 	local byte
 
 	byte=$(od -An -tu1 -j "$2" -N 1 "$1")
-	printf "\\x$(printf '%02x' $((byte ^ 255)))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
+	printf '%b' "\\x$(printf '%02x' $((byte ^ 255)))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
 }
 
 # check_exits STATUS ARGUMENT...: with the report in stdout.
