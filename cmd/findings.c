@@ -307,7 +307,8 @@ void findings_check(struct findings *findings)
 		struct findings_store *shown = &findings->stores[i];
 
 		if (shown->one != NULL && shown->one->load_error != 0)
-			tell_error(findings, shown, "%s", store_load_text(shown->one->load_error, shown->one->load_why));
+			tell_error(findings, shown, "%s",
+				   store_load_text(shown->one->load_error, shown->one->load_why));
 	}
 }
 
@@ -317,9 +318,12 @@ void findings_print_sums(const struct findings *findings)
 		const struct findings_store *shown = &findings->stores[i];
 		uint64_t severities[CHECK_UNREADABLE + 1] = { 0 };
 		char size[SIZE_TEXT_BYTES], path[PATH_MAX];
+		const char *name = "";
 
 		if (shown->one == NULL || shown->one->load_error != 0 || shown->one->links_only)
 			continue;
+		if (shown->one->loaded)
+			name = shown->one->store->superblock.name;
 		(void)snprintf(path, sizeof(path), "%s", shown->path);
 		text_make_harmless(path, strlen(path));
 		for (size_t code = 0; code < FOUND_COUNT; code++)
@@ -327,12 +331,9 @@ void findings_print_sums(const struct findings *findings)
 		cmd_size_text(shown->one->bytes_verified, size);
 		if (left_out(findings, shown) > 0)
 			(void)printf("%s: %" PRIu64 " findings more than are shown\n", path, left_out(findings, shown));
-		(void)printf("%s: %s%s%s: %" PRIu64 " areas, %" PRIu64 " entries, %" PRIu64
+		(void)printf("%s: %s%s: %" PRIu64 " areas, %" PRIu64 " entries, %" PRIu64
 			     " data blocks verified (%s); ",
-			     path, shown->one->loaded && shown->one->store->superblock.name[0] != '\0' ? "snapshot " : "",
-			     shown->one->loaded ? shown->one->store->superblock.name : "",
-			     shown->one->loaded && shown->one->store->superblock.name[0] != '\0' ? "" : "no snapshot",
-			     shown->one->areas, shown->one->entries, shown->one->blocks_verified, size);
+			     path, name[0] != '\0' ? "snapshot " : "no snapshot", name, shown->one->areas, shown->one->entries, shown->one->blocks_verified, size);
 		if (severities[CHECK_FAULT] + severities[CHECK_UNREADABLE] == 0)
 			(void)printf("clean\n");
 		else

@@ -38,8 +38,9 @@ struct findings {
 };
 
 /*
- * Opens `count` stores, the first with the DISK_OPEN_* `flags`, the others read-only, all of them locked. What cannot be opened is
- * told, and counts as unreadable. Returns 0, or the exit code when there is nothing to go on with. findings_close() in any case.
+ * Opens `count` stores, the first with the DISK_OPEN_* `flags`, the others read-only, all of them locked. What cannot
+ * be opened is told, and counts as unreadable. Returns 0, or the exit code when there is nothing to go on with.
+ * findings_close() in any case.
  */
 __attribute__((warn_unused_result)) int findings_open(struct findings *findings, char *const *paths, size_t count,
 						      unsigned flags);

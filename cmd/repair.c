@@ -41,7 +41,8 @@ static void carry_out(struct findings *findings, struct repair *repair, bool *me
 
 	*mended = repair->writes > 0;
 	if (error != 0)
-		(void)cmd_fail("repair", path, "cannot be mended at byte %" PRIu64 ": %s", repair->offset, strerror(-error));
+		(void)cmd_fail("repair", path, "cannot be mended at byte %" PRIu64 ": %s", repair->offset,
+			       strerror(-error));
 	repair_end(repair);
 	findings->noted = NULL;
 	if (!findings->json)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Checking the links between the stores that were given. The rules are chain.c's; here is told what they lead to. A store
- * that is not there is no fault, nor is what a start puts right by itself.
+ * Checking the links between the stores that were given. The rules are chain.c's; here is told what they lead to. A
+ * store that is not there is no fault, nor is what a start puts right by itself.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -63,7 +63,8 @@ static void tell_outsider(struct check *check, const struct chain_entry *entry)
 	switch (entry->place) {
 	case CHAIN_LEFTOVER:
 		at = check_at(store_of(entry), FOUND_STORE_LEFTOVER);
-		check_tell(check, &at, "is not in the chain any more: snapshot %s was dropped", entry->superblock->name);
+		check_tell(check, &at, "is not in the chain any more: snapshot %s was dropped",
+			   entry->superblock->name);
 		return;
 	case CHAIN_UNBORN:
 		at = check_at(store_of(entry), FOUND_STORE_UNBORN);
@@ -122,7 +123,10 @@ static void tell_order(struct check *check, const struct chain_entry *entries, s
 	}
 }
 
-/* A store that is in the chain no more is told and left out, so that the others can be put in order. Returns how many are left. */
+/*
+ * A store that is in the chain no more is told and left out, so that the others can be put in order. Returns how many
+ * are left.
+ */
 static size_t leave_out_stray(struct check *check, struct chain_entry *entries, size_t count,
 			      const struct chain_verdict *verdict)
 {

@@ -2,14 +2,15 @@
 /*
  * Checking one store's log: every metadata copy, every entry and, unless `quick`, the data of every slot.
  *
- * The store is read front to back, whole areas at a time, in reads of 1 MiB; what is ahead of the area being looked at is
- * under way meanwhile (WINDOW_BYTES, and two areas at least). A read that fails is made again for each piece that is
- * needed, so that an error says which one it was. With `quick`, and past the log's end, only the metadata is read.
+ * The store is read front to back, whole areas at a time, in reads of 1 MiB; what is ahead of the area being looked
+ * at is under way meanwhile (WINDOW_BYTES, and two areas at least). A read that fails is made again for each piece
+ * that is needed, so that an error says which one it was. With `quick`, and past the log's end, only the metadata is
+ * read.
  *
  *   a clean log        ends at log_slots: all before that must be there
- *   one that is not    is read back first (recover.c), which tells its end and its durable mark. Before the mark all must
- *                      be there; the metadata that the last commits were writing (from the area before the mark's on) may
- *                      be torn. What holds past the end is a torn tail, and no fault.
+ *   one that is not    is read back first (recover.c), which tells its end and its durable mark. Before the mark all
+ *                      must be there; the metadata that the last commits were writing (from the area before the
+ *                      mark's on) may be torn. What holds past the end is a torn tail, and no fault.
  */
 #include <assert.h>
 #include <errno.h>
@@ -315,8 +316,8 @@ static void check_copies(struct log_check *log, const struct area_copies *both, 
 	at = at_copy(log, FOUND_METADATA_COPIES_DIFFER, both->area, 1 - both->first_choice);
 	at.slot = (uint64_t)both->area * log->per_area + first;
 	at.count = differ;
-	check_tell(log->check, &at, "the metadata copies of area %u say different things of %u slots, the first being %llu",
-		   both->area, differ, (unsigned long long)at.slot);
+	check_tell(log->check, &at,
+		   "the metadata copies of area %u say different things of %u slots, the first being %llu", both->area, differ, (unsigned long long)at.slot);
 }
 
 static void note_header_marks(struct log_check *log, const struct area_copies *both)
@@ -354,11 +355,12 @@ static enum check_code missing_code(const struct log_check *log, const struct ar
 static void tell_missing(struct log_check *log, enum check_code code, uint64_t slot, uint64_t count)
 {
 	struct check_finding at = at_slot(log, code, slot);
-	const char *what = code == FOUND_ENTRY_UNREADABLE ? "cannot be read" :
-			   code == FOUND_ENTRY_OUT_OF_RANGE ?
-							  "names blocks that the origin does not have, or a type that there is not" :
-							  "does not hold in either metadata copy";
+	const char *what = "does not hold in either metadata copy";
 
+	if (code == FOUND_ENTRY_UNREADABLE)
+		what = "cannot be read";
+	else if (code == FOUND_ENTRY_OUT_OF_RANGE)
+		what = "names blocks that the origin does not have, or a type that there is not";
 	at.offset = entry_offset(log, slot);
 	at.count = count;
 	if (count == 1)
@@ -617,7 +619,8 @@ static int find_end(struct log_check *log)
 		return error;
 	log->end = recovery.end_slots;
 	log->mark = recovery.durable_slots;
-	check_tell(log->check, &at, "was not stopped cleanly: its log goes to slot %llu%s, of which %llu are known durable",
+	check_tell(log->check, &at,
+		   "was not stopped cleanly: its log goes to slot %llu%s, of which %llu are known durable",
 		   (unsigned long long)log->end, error != 0 ? " at least" : "", (unsigned long long)log->mark);
 	if (error != 0) {
 		log->unknown_end = true;
@@ -684,7 +687,7 @@ static void tell_sums(struct log_check *log)
 	at.slot = log->end;
 	at.count = log->header_mark - log->end;
 	check_tell(log->check, &at,
-		   "the superblock says that the log ends at slot %llu, but the metadata of area %u that %llu slots were durable",
+		   "the superblock says that the log ends at slot %llu, the metadata of area %u that %llu were durable",
 		   (unsigned long long)log->end, log->header_mark_area, (unsigned long long)log->header_mark);
 }
 
@@ -703,7 +706,9 @@ static int prepare(struct log_check *log)
 	cut_to_what_is_there(log);
 	log->areas = (uint32_t)((log->end + log->per_area - 1) / log->per_area);
 	log->stop = log->there - log->areas > PAST_END_AREAS ? log->areas + PAST_END_AREAS : log->there;
-	log->window_count = count < 2 ? 2 : count > WINDOW_AREAS_MAX || log->check->quick ? WINDOW_AREAS_MAX : (uint32_t)count;
+	if (count > WINDOW_AREAS_MAX || log->check->quick)
+		count = WINDOW_AREAS_MAX;
+	log->window_count = count < 2 ? 2 : (uint32_t)count;
 	log->windows = calloc(log->window_count, sizeof(*log->windows));
 	log->memory = aligned_alloc(AREA_META_BYTES, room * log->window_count + metas);
 	if (log->windows == NULL || log->memory == NULL)

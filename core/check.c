@@ -11,13 +11,16 @@
 static const struct check_kind kinds[] = {
 	[FOUND_SUPERBLOCK_COPY_DAMAGED] = {
 		"superblock-copy-damaged", CHECK_FAULT, MEND_SUPERBLOCK,
-		"nothing is lost: the other copy is good, but it is the last", false, "writes it anew from the other copy" },
+		"nothing is lost: the other copy is good, but it is the last", false,
+		"writes it anew from the other copy" },
 	[FOUND_SUPERBLOCK_COPY_UNREADABLE] = {
 		"superblock-copy-unreadable", CHECK_UNREADABLE, MEND_SUPERBLOCK,
-		"nothing is lost: the other copy is good, but it is the last", false, "writes it anew from the other copy" },
+		"nothing is lost: the other copy is good, but it is the last", false,
+		"writes it anew from the other copy" },
 	[FOUND_SUPERBLOCK_COPY_TORN] = {
 		"superblock-copy-torn", CHECK_NOTICE, MEND_SUPERBLOCK,
-		"the power failed while it was written; the other copy counts", false, "writes it anew from the other copy" },
+		"the power failed while it was written; the other copy counts", false,
+		"writes it anew from the other copy" },
 	[FOUND_SUPERBLOCK_COPY_BEHIND] = {
 		"superblock-copy-behind", CHECK_NOTICE, MEND_SUPERBLOCK,
 		"a crash cut a change short; the newer copy counts", false, "writes it anew from the newer copy" },
@@ -37,7 +40,8 @@ static const struct check_kind kinds[] = {
 	[FOUND_STORE_TRUNCATED] = {
 		"store-truncated", CHECK_FAULT, MEND_END,
 		"the exceptions in the missing part are lost, and which blocks they were of is not known", true,
-		"marks the snapshot broken and lets its log end where the store does (if the rest can be found, put it back first)" },
+		"marks the snapshot broken and lets its log end where the store does "
+		"(if the rest can be found, put it back first)" },
 	[FOUND_SNAPSHOT_BROKEN] = {
 		"snapshot-broken", CHECK_FAULT, MEND_NOTHING,
 		"what was preserved can be read; reading anything else is an error", true, NULL },
@@ -72,7 +76,8 @@ static const struct check_kind kinds[] = {
 		"served like this, the snapshot would be marked broken", true, NULL },
 	[FOUND_DATA_DAMAGED] = {
 		"data-damaged", CHECK_FAULT, MEND_LOST,
-		"reading this block is an error; it is never given out", true, "marks the block lost; the rest stays good" },
+		"reading this block is an error; it is never given out", true,
+		"marks the block lost; the rest stays good" },
 	[FOUND_DATA_UNREADABLE] = {
 		"data-unreadable", CHECK_UNREADABLE, MEND_NOTHING, "reading this block is an error", true, NULL },
 	[FOUND_FINGERPRINT_DAMAGED] = {

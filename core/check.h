@@ -2,9 +2,9 @@
 /*
  * Looking at stores, and at the chain they are of, for whatever is wrong with them. Nothing is ever written.
  *
- * What is found is told one by one: what it is (a code that stays the same from version to version), where it is, what it
- * means, and what repair.h can do about it. Damage is a fault. What a crash leaves, and recovery deals with by itself, is
- * a notice; so is what cannot be verified because another store was not given.
+ * What is found is told one by one: what it is (a code that stays the same from version to version), where it is,
+ * what it means, and what repair.h can do about it. Damage is a fault. What a crash leaves, and recovery deals with
+ * by itself, is a notice; so is what cannot be verified because another store was not given.
  */
 #ifndef CORE_CHECK_H
 #define CORE_CHECK_H
@@ -144,8 +144,8 @@ struct check {
 };
 
 /*
- * Loads all the stores and checks them; may be called again. Memory is 32 MiB at most, and a map of the blocks preserved in one store. Returns 0,
- * or -ENOMEM.
+ * Loads all the stores and checks them; may be called again. Memory is 32 MiB at most, and a map of the blocks
+ * preserved in one store. Returns 0, or -ENOMEM.
  */
 __attribute__((warn_unused_result)) int check_run(struct check *check);
 void check_end(struct check *check); /* frees what check_run() made; the stores stay open */

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * An area's metadata as it is on disk: two copies, either of which may be older, torn, damaged or unreadable. What one says
- * of an entry is said here only. Pure: the bytes are read by others, who keep them while they are looked at.
+ * An area's metadata as it is on disk: two copies, either of which may be older, torn, damaged or unreadable. What
+ * one says of an entry is said here only. Pure: the bytes are read by others, who keep them while they are looked at.
  *
- * The header protects none of the entries: one that holds counts even under a header that does not. An entry is taken from
- * the first choice (the copy with a valid header and the larger write count) where it holds there, else from the other.
+ * The header protects none of the entries: one that holds counts even under a header that does not. An entry is taken
+ * from the first choice (the copy with a valid header and the larger write count) where it holds there, else from the
+ * other.
  */
 #ifndef CORE_METADATA_H
 #define CORE_METADATA_H
@@ -49,8 +50,8 @@ uint32_t area_copy_count(const struct log_format *format, const struct area_copi
 			 uint32_t wanted);
 
 /*
- * Encodes into `bytes` the first `count` entries as far as either copy has them, zeroes behind them, and a header with the
- * next write count.
+ * Encodes into `bytes` the first `count` entries as far as either copy has them, zeroes behind them, and a header
+ * with the next write count.
  */
 void area_copies_unite(const struct log_format *format, const struct area_copies *both, uint32_t count,
 		       uint64_t durable_slots, uint8_t bytes[static AREA_META_BYTES]);

@@ -3,13 +3,14 @@
  * Mending a store. The order, in which each step leaves a store that is read as before it or as after it:
  *
  *   barrier      what was checked may have been in a cache only
- *   superblock   one change (store.c: one copy durable after the other) with the broken mark, the log's end, the link. So the mark
- *                is durable before anything that it excuses.
- *   areas        each one's metadata is put together from its two copies, with the entries of lost blocks and of void slots. The
- *                copy that has less is written first, then there is a barrier, then the other, then a barrier. What a copy holds is
- *                in what is written over it, so a write that is torn takes nothing away.
- *   tail         the metadata of the last area likewise, zeroes past the log's end, with the durable mark; then the areas behind
- *                it are cleared.
+ *   superblock   one change (store.c: one copy durable after the other) with the broken mark, the log's end, the
+ *                link. So the mark is durable before anything that it excuses.
+ *   areas        each one's metadata is put together from its two copies, with the entries of lost blocks and of void
+ *                slots. The copy that has less is written first, then there is a barrier, then the other, then a
+ *                barrier. What a copy holds is in what is written over it, so a write that is torn takes nothing
+ *                away.
+ *   tail         the metadata of the last area likewise, zeroes past the log's end, with the durable mark; then the
+ *                areas behind it are cleared.
  *
  * Before a block is marked lost its data is read once more: only what is wrong twice is given up.
  */
@@ -24,9 +25,11 @@
 
 static struct repair_area *plan_area(struct repair *repair, uint64_t area)
 {
+	uint32_t per_area = repair->one->store->superblock.geometry.slots_per_area;
+
 	if (repair->area_count > 0 && repair->areas[repair->area_count - 1].area == area)
 		return &repair->areas[repair->area_count - 1];
-	if (repair->unknown_end && area >= repair->one->end_slots / repair->one->store->superblock.geometry.slots_per_area)
+	if (repair->unknown_end && area >= repair->one->end_slots / per_area)
 		return NULL;
 	if (repair->area_count == REPAIR_AREAS_MAX) {
 		repair->too_many = true;
@@ -198,7 +201,10 @@ static bool bit_is_set(const uint8_t *bits, uint32_t index)
 	return (bits[index / 8] & 1u << index % 8) != 0;
 }
 
-/* Whether the slot's data, read once more, does not match its entry. An error of reading is none of that: it is returned. */
+/*
+ * Whether the slot's data, read once more, does not match its entry. An error of reading is none of that: it is
+ * returned.
+ */
 static int data_is_wrong(struct mending *mending, uint32_t index, const struct entry *entry, bool *wrong)
 {
 	const struct geometry *geometry = &mending->format.geometry;
@@ -359,7 +365,7 @@ int repair_carry_out(struct repair *repair)
 	free(mending.memory);
 	if (error == 0 && repair->superblock && store->degraded) {
 		repair->offset = 0;
-		error = store->first_error; /* of the copy that could not be written; the other holds all that it should */
+		error = store->first_error; /* of the copy that could not be written; the other is as it should be */
 	}
 	return error == 0 && repair->no_memory ? -ENOMEM : error;
 }

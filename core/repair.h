@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Mending one store by what check found. First the findings are noted and make a plan; then the plan is carried out. No data
- * is invented, and no block number is guessed: what cannot be had again is marked, so that reading it is an error.
- * See repair.c for the order of the writes.
+ * Mending one store by what check found. First the findings are noted and make a plan; then the plan is carried out.
+ * No data is invented, and no block number is guessed: what cannot be had again is marked, so that reading it is an
+ * error. See repair.c for the order of the writes.
  */
 #ifndef CORE_REPAIR_H
 #define CORE_REPAIR_H

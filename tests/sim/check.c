@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What a stop or a crash leaves is no damage: check must find no fault in any store, whatever the simulator did, as long as
- * no disk failed.
+ * What a stop or a crash leaves is no damage: check must find no fault in any store, whatever the simulator did, as
+ * long as no disk failed.
  */
 #include <stdlib.h>
 
@@ -9,8 +9,8 @@
 #include "tests/sim/sim.h"
 
 /*
- * A power cut may leave rubbish in a sector of the one superblock copy that was being written, and of a store that was being
- * wiped both copies may be gone. And a run leaves stores of several volumes behind.
+ * A power cut may leave rubbish in a sector of the one superblock copy that was being written, and of a store that
+ * was being wiped both copies may be gone. And a run leaves stores of several volumes behind.
  */
 static bool is_excused(enum check_code code)
 {

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * io/disk.h on memory, for tests of what works on stores: it takes the place of io/disk-aio.c in the program that includes
- * it. Every request is carried out when it is submitted. The power can fail before any write: then this write is torn
- * (the sectors before `memory_torn_sectors` are written) and everything fails from there on. Sectors can be unreadable.
+ * io/disk.h on memory, for tests of what works on stores: it takes the place of io/disk-aio.c in the program that
+ * includes it. Every request is carried out when it is submitted. The power can fail before any write: then this
+ * write is torn (the sectors before `memory_torn_sectors` are written) and everything fails from there on. Sectors
+ * can be unreadable.
  */
 #ifndef TESTS_MEMORY_DISK_H
 #define TESTS_MEMORY_DISK_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What check finds in damaged stores, what repair makes of them, and that a repair that is cut short at any write leaves a store
- * that reads as before it or as after it, and can be repaired again.
+ * What check finds in damaged stores, what repair makes of them, and that a repair that is cut short at any write
+ * leaves a store that reads as before it or as after it, and can be repaired again.
  */
 #include "core/check.h"
 #include "core/metadata.h"
@@ -831,7 +831,10 @@ static void test_chain(void)
 	check("an empty store", look("31", false) == 0 && JUST(FOUND_STORE_EMPTY));
 }
 
-/* A log that was known durable to where there is nothing any more: recovery must not take what is left for all there was. */
+/*
+ * A log that was known durable to where there is nothing any more: recovery must not take what is left for all there
+ * was.
+ */
 static void test_recovery_of_what_is_cut(void)
 {
 	struct reading reading;
