@@ -12,6 +12,7 @@
  *   tail         the metadata of the last area likewise, zeroes past the log's end, with the durable mark; then the
  *                areas behind it are cleared.
  *
+ * Nothing is written while the stores given contradict each other: what looks like damage may be right, and the superblock wrong.
  * Before a block is marked lost its data is read once more: only what is wrong twice is given up.
  */
 #include "core/repair.h"
@@ -66,6 +67,8 @@ void repair_note(struct repair *repair, const struct check_finding *finding)
 {
 	const struct check_store *one = finding->store;
 
+	if (finding->code == FOUND_CHAIN_CONTRADICTION)
+		repair->contradicted = true;
 	if (one != repair->one)
 		return;
 	if (finding->code == FOUND_TAIL_UNREADABLE)
@@ -112,7 +115,7 @@ void repair_note(struct repair *repair, const struct check_finding *finding)
 
 bool repair_is_planned(const struct repair *repair)
 {
-	return repair->superblock || repair->area_count > 0 || repair->tail;
+	return !repair->contradicted && (repair->superblock || repair->area_count > 0 || repair->tail);
 }
 
 void repair_end(struct repair *repair)

@@ -32,6 +32,7 @@ struct repair {
 	struct repair_area *areas;
 	size_t area_count, area_room;
 	bool too_many, no_memory;
+	bool contradicted; /* by another store given: which is wrong is not known, and nothing is planned */
 	bool unknown_end; /* the log goes on behind what can be read: nothing is written there */
 
 	/* the outcome */
