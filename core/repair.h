@@ -12,8 +12,8 @@
 /* The metadata of one area: which of its slots' entries change. All else is taken from the two copies. */
 struct repair_area {
 	uint32_t area;
-	uint8_t lost[(AREA_SLOTS_MAX + 7) / 8];
-	uint8_t voids[(AREA_SLOTS_MAX + 7) / 8];
+	uint8_t lost[(AREA_SLOTS_MAX + 7) / 8];  /* if the data is wrong */
+	uint8_t voids[(AREA_SLOTS_MAX + 7) / 8]; /* if there is none, or the fingerprint is wrong */
 };
 
 /* Areas that one repair takes up; the rest is for the next one. */
