@@ -247,15 +247,17 @@ static void found(const struct check_finding *finding, void *context)
 {
 	struct findings *findings = context;
 	struct findings_store *shown = shown_store(findings, finding->store);
+	/* Which of two that contradict each other is at fault is not known. */
+	bool counts = !finding->store->links_only || finding->code == FOUND_CHAIN_CONTRADICTION;
 
 	switch (check_kind(finding->code)->severity) {
 	case CHECK_NOTICE:
 		break;
 	case CHECK_FAULT:
-		findings->exit_code |= finding->store->links_only ? 0 : EXIT_CHECK_FAULTS;
+		findings->exit_code |= counts ? EXIT_CHECK_FAULTS : 0;
 		break;
 	case CHECK_UNREADABLE:
-		findings->exit_code |= finding->store->links_only ? 0 : EXIT_CHECK_UNREADABLE;
+		findings->exit_code |= counts ? EXIT_CHECK_UNREADABLE : 0;
 		break;
 	}
 	if (findings->noted != NULL)

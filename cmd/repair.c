@@ -57,7 +57,9 @@ static void print_plan(const struct findings *findings, const struct repair *rep
 {
 	const char *path = findings->stores[0].path;
 
-	if (!repair_is_planned(repair))
+	if (repair->contradicted)
+		(void)printf("%s: nothing is mended as long as these stores contradict each other\n", path);
+	else if (!repair_is_planned(repair))
 		(void)printf("%s: there is nothing that can be mended\n", path);
 	else
 		(void)printf("%s: to be written: %s%s%s%zu areas' metadata%s\n", path,

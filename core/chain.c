@@ -4,7 +4,7 @@
  *
  * 1. All stores belong to one volume, have one block size and one origin size, and each is given once.
  * 2. In order of their sequence numbers, each member's successor link names the next member. A successor that is not among
- *    those given is missing, and nothing can be served without it.
+ *    those given is missing, and nothing can be served without it; one with a number that is not larger is refused.
  * 3. Successor links decide. A store whose successor link equals that of an older member was folded into that one and is
  *    left over; so is one that follows a member which says it is the newest, if it is sealed itself.
  * 4. A prepared store belongs to the chain only if its predecessor's successor link names it; without a predecessor its
@@ -101,6 +101,15 @@ static bool is_given(const struct chain_entry *entries, size_t count, const uuid
 	return false;
 }
 
+/* The store whose successor link names `uuid`; NULL: none does. */
+static const struct chain_entry *find_older(const struct chain_entry *entries, size_t count, const uuid128_t *uuid)
+{
+	for (size_t i = 0; i < count; i++)
+		if (uuid_equal(&entries[i].superblock->successor_uuid, uuid))
+			return &entries[i];
+	return NULL;
+}
+
 static int missing(struct chain_verdict *verdict, const struct chain_entry *entry)
 {
 	char uuid[UUID_TEXT_BYTES];
@@ -131,6 +140,7 @@ static int place_after(struct chain_entry *last, struct chain_entry *entry, cons
 		       bool *is_next, struct chain_verdict *verdict)
 {
 	const struct superblock *older = last->superblock, *one = entry->superblock;
+	const struct chain_entry *names_it;
 
 	*is_next = uuid_equal(&older->successor_uuid, &one->store_uuid);
 	if (*is_next && one->sequence == older->sequence)
@@ -160,17 +170,26 @@ static int place_after(struct chain_entry *last, struct chain_entry *entry, cons
 		return 0;
 	}
 	if (is_given(entries, count, &older->successor_uuid)) {
+		names_it = find_older(entries, count, &one->store_uuid);
+		if (names_it != NULL)
+			return complain(verdict, -EINVAL, entry->path,
+					"is named as the next newer one by %s, whose sequence number is not smaller",
+					names_it->path);
 		verdict->stray = one->store_uuid;
 		return complain(verdict, -EINVAL, entry->path, "is not in the chain any more (dropped, or never finished): leave it out");
 	}
 	return missing(verdict, last);
 }
 
-static int check_newest(const struct chain_entry *newest, bool has_older, struct chain_verdict *verdict)
+static int check_newest(const struct chain_entry *entries, size_t count, struct chain_verdict *verdict)
 {
+	const struct chain_entry *newest = &entries[verdict->count - 1];
 	const struct superblock *one = newest->superblock;
-	bool older_absent = !has_older && !uuid_is_nil(&one->predecessor_uuid);
+	bool older_absent = verdict->count == 1 && !uuid_is_nil(&one->predecessor_uuid);
 
+	if (is_given(entries, count, &one->successor_uuid))
+		return complain(verdict, -EINVAL, newest->path,
+				"names a store as the next newer one whose sequence number is not larger");
 	if (!uuid_is_nil(&one->successor_uuid))
 		return missing(verdict, newest);
 	if (one->state == STATE_ACTIVE || one->state == STATE_MERGING)
@@ -272,7 +291,7 @@ int chain_order(struct chain_entry *entries, size_t count, struct chain_verdict 
 	while (verdict->count < count && entries[verdict->count].place == CHAIN_MEMBER)
 		verdict->count++;
 	verdict->absent_older = entries[0].superblock->predecessor_uuid;
-	error = check_newest(&entries[verdict->count - 1], verdict->count > 1, verdict);
+	error = check_newest(entries, count, verdict);
 	if (error == 0)
 		error = find_merge(entries, verdict);
 	return error != 0 ? error : find_fold(entries, verdict);

@@ -12,6 +12,8 @@
  *   tail         the metadata of the last area likewise, zeroes past the log's end, with the durable mark; then the
  *                areas behind it are cleared.
  *
+ * Nothing is written while the stores given contradict each other: what looks like damage may be right, and the
+ * superblock wrong.
  * Before a block is marked lost its data is read once more: only what is wrong twice is given up.
  */
 #include "core/repair.h"
@@ -62,10 +64,30 @@ static void plan_slots(struct repair *repair, const struct check_finding *findin
 	}
 }
 
+/* Slots [first, end), of which nothing is known yet: what holds stays. */
+static void plan_range(struct repair *repair, uint64_t first, uint64_t end)
+{
+	uint32_t per_area = repair->one->store->superblock.geometry.slots_per_area;
+
+	while (first < end) {
+		uint64_t next = (first / per_area + 1) * per_area;
+		struct repair_area *plan = plan_area(repair, first / per_area);
+
+		if (plan == NULL)
+			return;
+		for (; first < next && first < end; first++) {
+			plan->lost[first % per_area / 8] |= (uint8_t)(1u << first % per_area % 8);
+			plan->voids[first % per_area / 8] |= (uint8_t)(1u << first % per_area % 8);
+		}
+	}
+}
+
 void repair_note(struct repair *repair, const struct check_finding *finding)
 {
 	const struct check_store *one = finding->store;
 
+	if (finding->code == FOUND_CHAIN_CONTRADICTION)
+		repair->contradicted = true;
 	if (one != repair->one)
 		return;
 	if (finding->code == FOUND_TAIL_UNREADABLE)
@@ -99,6 +121,8 @@ void repair_note(struct repair *repair, const struct check_finding *finding)
 		repair->end = finding->code == FOUND_MARK_PAST_END ? one->mark_past_end : one->end_slots;
 		if (repair->end > store_slots_there(one->store))
 			repair->end = store_slots_there(one->store);
+		if (finding->code == FOUND_MARK_PAST_END)
+			plan_range(repair, one->end_slots, repair->end);
 		return;
 	case MEND_TAIL:
 		repair->tail = true;
@@ -112,7 +136,7 @@ void repair_note(struct repair *repair, const struct check_finding *finding)
 
 bool repair_is_planned(const struct repair *repair)
 {
-	return repair->superblock || repair->area_count > 0 || repair->tail;
+	return !repair->contradicted && (repair->superblock || repair->area_count > 0 || repair->tail);
 }
 
 void repair_end(struct repair *repair)
@@ -227,14 +251,14 @@ static int mend_entry(struct mending *mending, const struct repair_area *plan, u
 	if (!lost && !is_void)
 		return 0;
 	if (area_copies_entry(&mending->format, &mending->both, index, &entry)) {
-		if (entry.type != (lost ? ENTRY_DATA : ENTRY_FINGERPRINT))
+		if (!(lost && entry.type == ENTRY_DATA) && !(is_void && entry.type == ENTRY_FINGERPRINT))
 			return 0;
 		error = data_is_wrong(mending, index, &entry, &wrong);
 		if (error != 0 || !wrong)
 			return error;
-		if (lost)
+		if (entry.type == ENTRY_DATA)
 			made = (struct entry){ .type = ENTRY_LOST, .block = entry.block, .count = 1 };
-	} else if (lost || mending->both.copies[0].error != 0 || mending->both.copies[1].error != 0) {
+	} else if (!is_void || mending->both.copies[0].error != 0 || mending->both.copies[1].error != 0) {
 		return 0;
 	}
 	entry_encode(mending->bytes, mending->format.seed, mending->both.area, index, &made);

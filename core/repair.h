@@ -12,8 +12,8 @@
 /* The metadata of one area: which of its slots' entries change. All else is taken from the two copies. */
 struct repair_area {
 	uint32_t area;
-	uint8_t lost[(AREA_SLOTS_MAX + 7) / 8];
-	uint8_t voids[(AREA_SLOTS_MAX + 7) / 8];
+	uint8_t lost[(AREA_SLOTS_MAX + 7) / 8];  /* if the data is wrong */
+	uint8_t voids[(AREA_SLOTS_MAX + 7) / 8]; /* if there is none, or the fingerprint is wrong */
 };
 
 /* Areas that one repair takes up; the rest is for the next one. */
@@ -32,6 +32,7 @@ struct repair {
 	struct repair_area *areas;
 	size_t area_count, area_room;
 	bool too_many, no_memory;
+	bool contradicted; /* by another store given: which is wrong is not known, and nothing is planned */
 	bool unknown_end; /* the log goes on behind what can be read: nothing is written there */
 
 	/* the outcome */

@@ -17,6 +17,7 @@ before the log's end. What the slots past the mark preserve was not overwritten 
 taken to be durable or are cut, every snapshot is whole.
 """
 import dataclasses
+import functools
 import io
 import struct
 import typing
@@ -34,6 +35,8 @@ SLOTS_PAST_MARK = 17  # of a killed case: more than an area's
 SECTOR_BYTES = 512
 STRANGER = bytes(range(1, 17))  # no store's UUID
 LAST = 2**64 - 1
+
+MERGE_TARGET = b"\7" * 16  # of a snapshot that is not there
 
 # What must hold when it is served: all can be read; some blocks give an error; either; or nothing is served.
 WHOLE, LOSES, SAFE, REFUSES = "whole", "loses", "safe", "refuses"
@@ -96,12 +99,18 @@ def make_chain():
 # ---- the bytes of a store, to be changed
 
 
+@functools.cache
+def parsed(data):
+    """As it was before any damage."""
+    return Store("an image", data)
+
+
 class Image:
     """Offsets are in bytes, copies are 0 and 1; what is set gets the right checksum unless it is poked or flipped."""
 
     def __init__(self, data):
         self.data = bytearray(data)
-        self.store = Store("an image", bytes(data))
+        self.store = parsed(bytes(data))
         self.superblock = self.store.superblock
         self.slots = len(self.store.log)
 
@@ -179,6 +188,7 @@ class Case:
         self.arguments = [f"{name}.store" for name in NAMES]
         self.truth = healthy.truth
         self.mark = None
+        self.lies = False  # a false statement was made that a reader may believe
         if killed:
             self.kill()
 
@@ -228,8 +238,6 @@ class Defect:
     killed: bool = False
     missing: tuple = ()         # snapshots that need not be there
     origin: bool = False        # a refusal names the origin
-    check: typing.Optional[tuple] = None   # codes of what `check` finds, and its exit status
-    repair: typing.Optional[tuple] = None  # of `repair`
 
 
 DEFECTS = []
@@ -335,7 +343,7 @@ for what, fields in {
     "state empty, with all else of a snapshot": {"state": EMPTY},
     "state prepared, with a log": {"state": PREPARED},
     "state active, with a successor": {"state": ACTIVE},
-    "state merging": {"state": MERGING},
+    "state merging": {"state": MERGING, "fold_source": MERGE_TARGET, "clean": 1},
     "role unknown": {"role": 3},
     "role 0": {"role": 0},
     "role fork": {"role": 2},
@@ -387,7 +395,7 @@ add("b: fold_base_slots past the log's end", REFUSES,
 add("b: fold source of two at once", REFUSES,
     lambda case: (case.a.set(fold_source=case.b.superblock.uuid), case.b.set(fold_source=case.c.superblock.uuid)))
 add("b: block size another, and a right one", REFUSES, lambda case: case.b.set(block_bytes=8192))
-add("c: state merging", REFUSES, lambda case: case.c.set(state=MERGING))
+add("c: state merging", REFUSES, lambda case: case.c.set(state=MERGING, fold_source=MERGE_TARGET, clean=1))
 add("c: fold source from nowhere", REFUSES, lambda case: case.c.set(fold_source=STRANGER))
 add("c: sealed, and its successor the oldest", REFUSES,
     lambda case: case.c.set(state=SEALED, successor=case.a.superblock.uuid))
@@ -419,6 +427,17 @@ add("c: durable_slots somewhat beyond the log, killed", LOSES,
     lambda case: case.c.set(durable_slots=case.c.slots + 2), killed=True)
 add("c: durable_slots 0, killed", WHOLE, lambda case: case.c.set(durable_slots=0), killed=True)
 add("c: nothing else, killed", WHOLE, lambda case: None, killed=True)
+
+
+def fingerprint_in_log(case):
+    """The superblock is as it was written when the snapshot was taken; what came later only the log tells."""
+    numbers = format_reader.fingerprint(io.BytesIO(case.truth["c"]), len(case.truth["c"]))
+    case.c.set(durable_slots=0, fingerprint=numbers)
+
+
+add("c: the fingerprint in the log only, killed", WHOLE, fingerprint_in_log, killed=True)
+add("c: the fingerprint in the log only, and a mark far beyond it, killed", LOSES,
+    lambda case: (fingerprint_in_log(case), case.c.set_header(0, durable_slots=0xfffffff0)), killed=True)
 
 
 @defect("c: clean, with entries past the log's end", WHOLE)
@@ -454,6 +473,10 @@ for which in (0, 1):
         lambda case, which=which: case.c.set_header(0, (which,), durable_slots=0xfffffff0), killed=True)
     add(f"area 0 of c: metadata copy {which} with durable_slots out of range, killed", WHOLE,
         lambda case, which=which: case.c.set_header(0, (which,), durable_slots=0xffffffff), killed=True)
+
+
+add("a: durable_slots of a header past the log's end", WHOLE,
+    lambda case: case.a.set_header(0, (1,), durable_slots=case.a.slots + 5))
 
 
 @defect("area 0 of a: both metadata copies zeroed", LOSES)

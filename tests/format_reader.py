@@ -150,8 +150,10 @@ class Superblock:
         return None if good else "name"
 
     def state_fault(self):
-        links = (self.predecessor, self.successor, self.fold_source, self.witness)
-        empty, fold = self.state == EMPTY, self.fold_source != NIL
+        empty, merging = self.state == EMPTY, self.state == MERGING
+        # a merging store has the merge target there, which may be itself
+        fold = not merging and self.fold_source != NIL
+        links = (self.predecessor, self.successor, NIL if merging else self.fold_source, self.witness)
         nothing_logged = self.durable_slots == self.log_slots == 0
         return first_false({
             "sequence": (self.sequence == 0) == empty,
@@ -165,6 +167,7 @@ class Superblock:
             "empty": not empty or (links == (NIL,) * 4 and self.broken_reason == 0 and nothing_logged),
             "prepared": self.state != PREPARED or (self.successor == NIL and not fold and nothing_logged),
             "active": self.state != ACTIVE or self.successor in (NIL, self.fold_source),
+            "merging": not merging or (self.fold_source != NIL and self.clean == 1),
             "sealed": self.state != SEALED or (self.fold_source == self.successor if fold else self.clean == 1),
             "fingerprint": all(number == 0 for number, offset in zip(self.fingerprint, SECTOR_OFFSETS)
                                if offset >= self.origin_bytes),

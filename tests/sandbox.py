@@ -18,7 +18,7 @@ import threading
 import time
 
 import format_reader
-import writer
+import nbd_client
 from format_reader import Superblock
 
 ROWSNAP = os.environ.get("ROWSNAP", str(pathlib.Path(__file__).resolve().parent.parent / "build/rowsnap"))
@@ -174,15 +174,15 @@ class Volume(Folder):
 
     def write(self, requests, offset_max=None):
         """Random requests of all sizes."""
-        client = writer.Client(self.socket(), "origin")
+        client = nbd_client.Client(self.socket()).begin("origin")
         for _ in range(requests):
             offset = self.chance.randrange(offset_max or self.origin_bytes)
             length = min(self.chance.choice([512, 1000, 4096, 65536]), self.origin_bytes - offset)
-            kind = self.chance.choice([writer.WRITE, writer.WRITE, writer.WRITE, writer.ZEROES])
-            error, _ = client.request(kind, offset, length, self.chance.randbytes(length) * (kind == writer.WRITE))
+            kind = self.chance.choice([nbd_client.WRITE] * 3 + [nbd_client.ZEROES])
+            error = client.do(kind, offset, length, self.chance.randbytes(length) * (kind == nbd_client.WRITE))
             if error:
                 raise RuntimeError(f"error {error} for a write")
-        client.sock.close()
+        client.close()
 
     def remember(self):
         """What each snapshot holds, from the running server."""
@@ -196,10 +196,10 @@ class Volume(Folder):
 
         def load():
             try:
-                client = writer.Client(self.socket(), "origin")
+                client = nbd_client.Client(self.socket()).begin("origin")
                 while True:
                     offset = self.chance.randrange(0, self.origin_bytes - 8 * KIB, 512)
-                    client.request(writer.WRITE, offset, 8 * KIB, self.chance.randbytes(8 * KIB))
+                    client.do(nbd_client.WRITE, offset, data=self.chance.randbytes(8 * KIB))
                     began.set()
             except OSError as error:
                 ended.append(error)
