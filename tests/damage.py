@@ -343,7 +343,6 @@ for what, fields in {
     "state empty, with all else of a snapshot": {"state": EMPTY},
     "state prepared, with a log": {"state": PREPARED},
     "state active, with a successor": {"state": ACTIVE},
-    "state merging": {"state": MERGING, "fold_source": MERGE_TARGET, "clean": 1},
     "role unknown": {"role": 3},
     "role 0": {"role": 0},
     "role fork": {"role": 2},
@@ -395,6 +394,8 @@ add("b: fold_base_slots past the log's end", REFUSES,
 add("b: fold source of two at once", REFUSES,
     lambda case: (case.a.set(fold_source=case.b.superblock.uuid), case.b.set(fold_source=case.c.superblock.uuid)))
 add("b: block size another, and a right one", REFUSES, lambda case: case.b.set(block_bytes=8192))
+add("b: state merging", WHOLE,  # without the newest's mark nothing was written: it is taken back
+    lambda case: case.b.set(state=MERGING, fold_source=MERGE_TARGET, clean=1))
 add("c: state merging", REFUSES, lambda case: case.c.set(state=MERGING, fold_source=MERGE_TARGET, clean=1))
 add("c: fold source from nowhere", REFUSES, lambda case: case.c.set(fold_source=STRANGER))
 add("c: sealed, and its successor the oldest", REFUSES,

@@ -49,8 +49,10 @@ say("no reader can tell it from a store that was not given", (
     REFUSES)
 say("an empty store is no damage", ("an empty store too",), (0, "empty:store-empty"), None, REFUSES)
 say("a newer rowsnap's store may be read", ("unknown ro_compat features",), (0, "features-unknown"), None, REFUSES)
-say("no reader can tell it from a merge that was cut short", ("?: state merging",), (0, "merge-unfinished"), None,
+say("no reader can tell it from a merge that was cut short", ("c: state merging",), (0, "merge-unfinished"), None,
     REFUSES)
+say("no reader can tell it from a merge that was not begun", ("b: state merging",), (0, "merge-unfinished"), None,
+    WHOLE)
 say("no reader can tell it from a drop that was cut short", ("a: b being folded into it, as it says",),
     (0, "fold-unfinished"), None, WHOLE)
 say("no reader can tell it from a drop that was cut short", ("c: sealed without a successor",),
