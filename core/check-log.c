@@ -639,10 +639,9 @@ static void cut_to_what_is_there(struct log_check *log)
 
 	if (log->end > there)
 		log->end = there;
-	if (log->mark > there)
-		log->mark = there;
+	/* The mark stays: what lies before it was not being written when the crash came. */
 	log->of->end_slots = log->end;
-	log->of->durable_slots = log->mark;
+	log->of->durable_slots = log->mark < there ? log->mark : there;
 	if (wanted <= there)
 		return;
 	at.area = log->there;

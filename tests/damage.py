@@ -675,6 +675,8 @@ for what, length, clean, killed in (
     add(f"c cut short {what}", clean, lambda case, length=length: case.c.truncate(length(case.c)))
     add(f"c cut short {what}, killed", killed, lambda case, length=length: case.c.truncate(length(case.c)),
         killed=True)
+add("c cut short before the second area's last metadata, killed", LOSES,
+    lambda case: case.c.truncate(case.c.metadata_at(1, 1)), killed=True)
 add("a longer, with garbage", WHOLE, lambda case: case.a.data.extend(b"\xee" * 100001))
 add("c longer, with garbage, killed", WHOLE, lambda case: case.c.data.extend(b"\xee" * 100001), killed=True)
 

@@ -184,7 +184,7 @@ say("more is said to be durable than is there", ("c: durable_slots somewhat beyo
 say("more is said to be durable than there is room for; the log ends where the store does", (
     "c: durable_slots far beyond the log, killed", "area 0 of c: * with durable_slots far beyond the log, killed",
     "c: the fingerprint in the log only, and a mark far beyond it, killed"),
-    (4, "entry-lost store-not-stopped store-truncated"), (5, "slots-void snapshot-broken"), LOSES)
+    (4, "entry-lost metadata-copy-behind store-not-stopped store-truncated"), (5, "slots-void snapshot-broken"), LOSES)
 say("the log is said to be longer than it is", ("c: log_slots past the last entry",),
     (4, "entry-lost metadata-copy-behind"), (5, "slots-void snapshot-broken"), LOSES)
 say("the log is said to be longer than there is room for", ("b: log_slots* beyond the file",),
@@ -229,13 +229,16 @@ say("and of the area that is there in part, all but the first entries", (
     LOSES)
 say("and of the area that is there in part, all but the first entries", (
     "c cut short inside the first area's metadata, killed",),
-    (4, "data-damaged entry-lost metadata-copy-torn store-not-stopped store-truncated"),
+    (4, "data-damaged entry-lost metadata-copy-damaged store-not-stopped store-truncated"),
     (5, "blocks-lost slots-void snapshot-broken"), LOSES)
 say("and of the area that is there in part, data and a metadata copy", ("c cut short inside the second area's data",),
     (4, "data-damaged metadata-copy-damaged store-truncated"), (5, "blocks-lost snapshot-broken"), LOSES)
 say("and of the area that is there in part, data and a metadata copy", (
     "c cut short inside the second area's data, killed",),
-    (4, "data-damaged metadata-copy-torn store-not-stopped store-truncated"), (5, "blocks-lost snapshot-broken"), LOSES)
+    (4, "data-damaged metadata-copy-damaged store-not-stopped store-truncated"), (5, "blocks-lost snapshot-broken"), LOSES)
+say("and of the area that is there in part, a metadata copy", (
+    "c cut short before the second area's last metadata, killed",),
+    (4, "metadata-copy-damaged store-not-stopped store-truncated"), (5, "snapshot-broken"), LOSES)
 say("no area is missing as a whole: the blocks are known", ("c cut short inside the last area's data",),
     (4, "data-damaged fingerprint-damaged metadata-copy-damaged"), (1, "blocks-lost slots-void"), LOSES)
 say("no area is missing as a whole, but entries are", ("c cut short inside the last area's metadata",),

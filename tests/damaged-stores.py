@@ -317,7 +317,7 @@ def use_served(folder, case, missing, number):
     server, refusal = serve(folder, case)
     if server is None:
         raise Wrong(f"served once, and then refused: {refusal}")
-    if compare(folder, case, missing) != first:
+    if compare(folder, case, missing) != first and not case.lies:
         raise Wrong("after another start other blocks cannot be read")
     server.kill()
     return first, ""
