@@ -82,9 +82,13 @@ static char *help_filter(int key, const char *text, void *input)
 /* Else the first files opened take these numbers, and what is printed lands there. Using them fails, as before. */
 static void keep_standard_descriptors(void)
 {
-	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
-		if (fcntl(fd, F_GETFD) < 0)
-			(void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+		/* the lowest number that is free */
+		int opened = fcntl(fd, F_GETFD) < 0 ? open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) : fd;
+
+		if (opened != fd && opened >= 0)
+			(void)close(opened);
+	}
 }
 
 int main(int argc, char **argv)
