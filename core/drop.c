@@ -174,7 +174,9 @@ static void only_wiped(struct store_update *update, int error)
 
 static void only_wipe(struct volume *volume, struct operation *operation)
 {
-	log_close(operation->snapshot->store->log);
+	/* After a drop that failed halfway there may be none. */
+	if (operation->snapshot->store->log != NULL)
+		log_close(operation->snapshot->store->log);
 	operation_update_store(volume, operation->snapshot->store, NULL, only_wiped);
 }
 

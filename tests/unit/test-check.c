@@ -765,6 +765,8 @@ static void to_other_volume(struct superblock *superblock)
 static void to_merging(struct superblock *superblock)
 {
 	superblock->state = STATE_MERGING;
+	superblock->clean = true;
+	superblock->merge_target_uuid = superblock->store_uuid;
 }
 
 static void to_folding(struct superblock *superblock)
