@@ -6,7 +6,7 @@
 # shellcheck source=tests/helpers.bash
 source "$BATS_TEST_DIRNAME/helpers.bash"
 
-commands=(format serve snapshot drop list status stop inspect replay diff)
+commands=(format serve snapshot drop list status stop inspect merge replay diff)
 # These exit as fsck does, with 16.
 fsck_commands=(check repair)
 
@@ -44,6 +44,7 @@ fsck_commands=(check repair)
 		[status]='--watch --json'
 		[inspect]='--areas --exceptions --json'
 		[replay]='--snapshot --output --force --skip-lost --accept-origin --progress'
+		[merge]='--snapshot --dry-run --accept-origin --json --progress'
 		[diff]='--from --to --exact --json --null --accept-origin'
 		[check]='--quick --json --progress'
 		[repair]='--dry-run --yes --json --progress'

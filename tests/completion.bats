@@ -29,13 +29,13 @@ make_socket() {
 }
 
 @test "every command that --help names is completed" {
-	for command in format serve snapshot drop list status stop inspect check repair replay diff; do
+	for command in format serve snapshot drop list status stop inspect check repair merge replay diff; do
 		[[ " $(complete_words '') " == *" $command "* ]]
 	done
 }
 
 @test "every option that is offered is one that the command's --help names" {
-	for command in format serve snapshot drop list status stop inspect check repair replay diff; do
+	for command in format serve snapshot drop list status stop inspect check repair merge replay diff; do
 		rowsnap "$command" --help >help
 		for option in $(complete_words "$command" -); do
 			grep -q -e "${option%=}" help || { echo "$command --help does not name $option"; false; }
@@ -44,7 +44,7 @@ make_socket() {
 }
 
 @test "every long option that a command's --help names is offered" {
-	for command in format serve snapshot drop list status stop inspect check repair replay diff; do
+	for command in format serve snapshot drop list status stop inspect check repair merge replay diff; do
 		rowsnap "$command" --help >help
 		offered=" $(complete_words "$command" -) "
 		mapfile -t options < <(grep -Eo -e '--[a-z-]+' help | sort -u)

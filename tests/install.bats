@@ -6,7 +6,7 @@
 # shellcheck source=tests/helpers.bash
 source "$BATS_TEST_DIRNAME/helpers.bash"
 
-commands=(format serve snapshot drop list status stop inspect replay diff)
+commands=(format serve snapshot drop list status stop inspect check repair merge replay diff)
 
 # Says nothing when all is well. The variables of a make that runs us are inherited, so nothing is built anew.
 make_here() {

@@ -429,8 +429,8 @@ is_smaller() {
 
 @test "a store that is one of the served files, by another mount of them, is refused" {
 	make_image origin.img 1M
-	mkdir files elsewhere
-	undo_mount files
+	make_folder files
+	mkdir elsewhere
 	serve_devices --fuse=files
 	mounts=("$dir/elsewhere" "${mounts[@]}")
 	mount --bind files elsewhere
