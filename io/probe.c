@@ -325,6 +325,24 @@ struct search {
 	char found[PROBE_TEXT_BYTES]; /* the mount point, the loop device's file, ... */
 };
 
+#define MOUNT_FIELDS 5u /* of a line of mountinfo, up to the mount point */
+
+/* Cuts a line of mountinfo up. Returns what follows " - ", or NULL when it is none. */
+static char *split_mount(char *line, char *fields[static MOUNT_FIELDS])
+{
+	char *next = NULL, *separator = strstr(line, " - ");
+
+	if (!separator)
+		return NULL;
+	*separator = '\0';
+	for (unsigned i = 0; i < MOUNT_FIELDS; i++) {
+		fields[i] = strtok_r(i == 0 ? line : NULL, " ", &next);
+		if (!fields[i])
+			return NULL;
+	}
+	return separator + 3;
+}
+
 /*
  * A line of mountinfo: "36 35 98:0 /root /mount/point options [fields] - type source options". The device is in the
  * third field, but for file systems over several devices, which have a made-up number there: so the source, too.
@@ -332,21 +350,14 @@ struct search {
 static bool match_mount(char *line, void *context)
 {
 	struct search *search = context;
-	char *fields[5], *next = NULL, *separator, *source = NULL, *options = NULL;
+	char *fields[MOUNT_FIELDS], *next = NULL, *source = NULL, *options = NULL, *rest = split_mount(line, fields);
 	bool found;
 	dev_t device;
 
-	separator = strstr(line, " - ");
-	if (!separator)
+	if (!rest)
 		return false;
-	*separator = '\0';
-	for (unsigned i = 0; i < 5; i++) {
-		fields[i] = strtok_r(i == 0 ? line : NULL, " ", &next);
-		if (!fields[i])
-			return false;
-	}
 	found = parse_device(fields[2], 10, '\0', &device, NULL) && device == search->subject->number;
-	if (strtok_r(separator + 3, " ", &next))
+	if (strtok_r(rest, " ", &next))
 		source = strtok_r(NULL, " ", &next);
 	if (source)
 		options = strtok_r(NULL, " ", &next);
@@ -483,22 +494,17 @@ struct mount_of_path {
 static bool match_mount_of_path(char *line, void *context)
 {
 	struct mount_of_path *mount = context;
-	char *fields[5], *next = NULL, *separator = strstr(line, " - ");
+	char *fields[MOUNT_FIELDS], *rest = split_mount(line, fields);
 	size_t length;
 
-	if (!separator)
+	if (!rest)
 		return false;
-	for (unsigned i = 0; i < 5; i++) {
-		fields[i] = strtok_r(i == 0 ? line : NULL, " ", &next);
-		if (!fields[i])
-			return false;
-	}
 	unescape(fields[4]);
 	length = strcmp(fields[4], "/") == 0 ? 0 : strlen(fields[4]);
 	if (length < mount->length || strncmp(mount->path, fields[4], length) != 0 || mount->path[length] != '/')
 		return false;
 	mount->length = length;
-	mount->is_fuse = strncmp(separator + 3, "fuse", 4) == 0;
+	mount->is_fuse = strncmp(rest, "fuse", 4) == 0;
 	if (!parse_device(fields[2], 10, '\0', &mount->device, NULL))
 		mount->device = 0;
 	return false; /* a longer one may follow */
