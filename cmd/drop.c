@@ -125,6 +125,18 @@ static void show_progress(struct json_object *progress, void *context)
 		(void)fputc('\n', stderr);
 }
 
+static void print_dropped(const struct arguments *arguments, struct json_object *result)
+{
+	struct json_object *parts = cmd_json_get(result, "parts");
+	size_t count = parts == NULL ? 0 : json_object_array_length(parts);
+
+	(void)printf("%s: %s, %s %s", arguments->second, arguments->background ? "being dropped" : "dropped",
+		     count > 1 ? "stores" : "store", cmd_json_text(result, "store"));
+	for (size_t i = 1; i < count; i++)
+		(void)printf("%s %s", i + 1 < count ? "," : " and", json_object_get_string(json_object_array_get_idx(parts, i)));
+	(void)puts(arguments->background ? "" : count > 1 ? " are free" : " is free");
+}
+
 static int drop_served(struct arguments *arguments)
 {
 	struct json_object *request = cmd_request("drop"), *result = NULL;
@@ -137,9 +149,7 @@ static int drop_served(struct arguments *arguments)
 	if (code == EXIT_DONE && arguments->json)
 		cmd_print_json(json_object_get(result));
 	else if (code == EXIT_DONE)
-		(void)printf(arguments->background ? "%s: being dropped, store %s\n" :
-						     "%s: dropped, store %s is free\n",
-			     arguments->second, cmd_json_text(result, "store"));
+		print_dropped(arguments, result);
 	json_object_put(result);
 	return code;
 }

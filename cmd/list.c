@@ -60,8 +60,6 @@ static int report_store(struct store *store, struct snapshot_report *report)
 	report->uuid = superblock->store_uuid;
 	report->created_ns = superblock->created_ns;
 	report->state = offline_state(superblock);
-	report->store = store->path;
-	report->size_bytes = store_limit_bytes(store);
 	report->broken = superblock->broken.reason != BROKEN_NOT;
 	report->broken_reason = broken_reason_text(superblock->broken.reason);
 	report->broken_ns = superblock->broken.time_ns;
@@ -72,7 +70,7 @@ static int report_store(struct store *store, struct snapshot_report *report)
 			return cmd_fail("list", store->path, "its log cannot be read back: %s", strerror(-error));
 		report->blocks = map_block_count(store->map);
 	}
-	report->used_bytes = store_used_bytes(store);
+	snapshot_report_sizes(report, store);
 	return EXIT_DONE;
 }
 

@@ -56,7 +56,8 @@ static const struct check_kind kinds[] = {
 		"what the other copy has is not lost", false, "writes it anew with all that the other copy has" },
 	[FOUND_METADATA_COPY_TORN] = {
 		"metadata-copy-torn", CHECK_NOTICE, MEND_NOTHING,
-		"it was being written when the crash came; the other copy has what is durable", false, NULL },
+		"it was being written when the crash came, or when room ran out; the other copy has what is durable", false,
+		NULL },
 	[FOUND_METADATA_COPY_BEHIND] = {
 		"metadata-copy-behind", CHECK_NOTICE, MEND_NOTHING,
 		"it is an older version; the other copy has the rest", false, NULL },
@@ -136,6 +137,12 @@ static const struct check_kind kinds[] = {
 	[FOUND_MERGE_UNFINISHED] = {
 		"merge-unfinished", CHECK_NOTICE, MEND_NOTHING,
 		"the origin is half put back: nothing is served before the merge is finished", true, NULL },
+	[FOUND_PART_ABSENT] = {
+		"part-absent", CHECK_UNREADABLE, MEND_NOTHING,
+		"the log was not looked at, and without this part nothing can be served", true, NULL },
+	[FOUND_PART_ALONE] = {
+		"part-alone", CHECK_NOTICE, MEND_NOTHING,
+		"a part holds nothing by itself: the store it is joined to tells what is in it", false, NULL },
 };
 
 const struct check_kind *check_kind(enum check_code code)

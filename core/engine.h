@@ -9,11 +9,12 @@
  *   write.c        writes, zeroes, discards and flushes of the origin
  *   copy.c         copy-before-write: preserving blocks in the newest snapshot
  *   broken.c       what happens when the newest store can take no more
+ *   warn.c         telling that before
  *   read.c         reads of the origin and of snapshots, allocation queries
  *   slots.c        reading slots with their checksums
  *   fingerprint.c  recording the origin's fingerprint before its superblock area is written
  *   operation.c    the queue of operations; pausing
- *   create.c drop.c fold.c stop.c   the operations
+ *   create.c extend.c drop.c fold.c stop.c   the operations
  *   record.c record-file.c   the volume's record
  */
 #ifndef CORE_ENGINE_H
@@ -152,6 +153,20 @@ struct volume {
 	struct broken_mark broken_mark;
 	uint64_t stuck_since_ns, stuck_retry_ns, stuck_logged_ns;
 
+	/* How full the active store is: see warn.c. */
+	unsigned warn_at[WARN_AT_MAX], warn_count;
+	unsigned warn_passed;         /* how many of them */
+	bool full_told;               /* that there is no room behind slot full_told_end */
+	uint32_t full_told_end;
+	uint64_t warned_seed;         /* of the store that this is about */
+	void (*event)(const struct volume_event *event, void *context);
+	void *event_context;
+	struct store *measured;
+	uint64_t measured_store_seed, measured_ns;
+	uint32_t measured_part;
+	bool measuring;
+	struct disk_io measure_io;
+
 	struct log_settle settle;
 	bool settling;
 	uint64_t busy_ns;             /* when the log was last seen busy */
@@ -228,12 +243,25 @@ bool copy_is_idle(const struct volume *volume);
 /* How many blocks from `block` on (at most limit) are preserved, and if none, how many are not. */
 uint64_t preserved_run(const struct volume *volume, block_t block, uint64_t limit, bool *preserved);
 
+/* ---- operation.c, for the record: a store and its parts, in memory ---- */
+__attribute__((warn_unused_result)) int record_add_store(struct record *record, const struct store *store);
+
 /* ---- broken.c ---- */
 void broken_log_stuck(struct log *log, int error, void *context);
 void broken_pause(struct volume *volume);
 void broken_tick(struct volume *volume);
+void broken_retry(struct volume *volume); /* there may be room for what waits */
 /* Marks `store` broken in memory as read from another store's witness or the record. */
 bool store_is_broken(const struct store *store);
+
+/* ---- warn.c ---- */
+void warn_tick(struct volume *volume);
+void warn_tell(struct volume *volume, enum volume_event_kind kind, unsigned threshold);
+/* Room was added: thresholds that are not passed any more may be so again. */
+void warn_look_again(struct volume *volume);
+bool warn_is_quiet(const struct volume *volume);
+unsigned store_percent(const struct store *store); /* how full it is; 0 where that is not known */
+unsigned warn_level(const struct volume *volume, const struct store *store); /* the largest threshold passed, or 0 */
 
 /* ---- read.c ---- */
 int segment_pool_create(struct volume *volume);
@@ -276,7 +304,10 @@ void pause_begin(struct volume *volume, void (*drained)(struct volume *volume));
 void pause_end(struct volume *volume);
 void pause_check(struct volume *volume);
 
+/* Why the operation's store cannot be opened. */
+void operation_complain_open(struct volume *volume, int error);
 void create_start(struct volume *volume, struct operation *operation);
+void extend_start(struct volume *volume, struct operation *operation);
 void drop_start(struct volume *volume, struct operation *operation);
 void stop_start(struct volume *volume, struct operation *operation);
 bool drop_can_start(const struct volume *volume, const struct operation *operation);

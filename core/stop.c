@@ -93,7 +93,8 @@ static void stop_quiet(struct volume *volume, struct operation *operation)
 static bool is_quiet(const struct volume *volume, const struct operation *operation)
 {
 	(void)operation;
-	if (volume->requests_now > 0 || !copy_is_idle(volume) || !fold_is_quiet(volume) || volume->settling)
+	if (volume->requests_now > 0 || !copy_is_idle(volume) || !fold_is_quiet(volume) || volume->settling ||
+	    !warn_is_quiet(volume))
 		return false;
 	for (size_t i = 0; i < volume->chain_count; i++)
 		if (volume->chain[i]->store->log != NULL && !log_can_close(volume->chain[i]->store->log))

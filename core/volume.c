@@ -243,6 +243,10 @@ int volume_create(struct disk_host *host, struct export_table *exports, const st
 	volume->exports = exports;
 	volume->on_full = options->on_full;
 	volume->discard_copy = options->discard_copy;
+	memcpy(volume->warn_at, options->warn_at, sizeof(volume->warn_at));
+	volume->warn_count = options->warn_count;
+	volume->event = options->event;
+	volume->event_context = options->event_context;
 	volume->log_ops = (struct log_ops){ broken_log_stuck, volume, &volume->log_counters };
 	(void)snprintf(volume->name, sizeof(volume->name), "%s", options->name);
 	struct list *lists[] = { &volume->requests,	    &volume->writing,	     &volume->overlapping,
@@ -339,7 +343,8 @@ static void settled(struct log_settle *settle, int error)
 	struct volume *volume = settle->context;
 
 	volume->settling = false;
-	if (error != 0 && volume_log(volume) != NULL)
+	volume->busy_ns = disk_host_monotonic_ns(volume->host);
+	if (error != 0 && error != -ENOSPC && volume_log(volume) != NULL)
 		log_fail(volume_log(volume), error);
 	pause_check(volume);
 }
@@ -365,6 +370,7 @@ static void settle_when_idle(struct volume *volume)
 void volume_tick(struct volume *volume)
 {
 	broken_tick(volume);
+	warn_tick(volume);
 	settle_when_idle(volume);
 	volume_turn(volume);
 }
@@ -441,6 +447,20 @@ static const char *snapshot_state(const struct volume *volume, const struct snap
 	return "sealed";
 }
 
+void snapshot_report_sizes(struct snapshot_report *report, const struct store *store)
+{
+	report->store = store->path;
+	report->used_bytes = store_used_bytes(store);
+	report->size_bytes = store_limit_bytes(store);
+	report->full_percent = store_percent(store);
+	report->part_count = store_part_count(store);
+	for (uint32_t i = 0; i < report->part_count; i++) {
+		report->parts[i].store = store_part(store, i)->path;
+		report->parts[i].used_bytes = store_part_used_bytes(store, i);
+		report->parts[i].size_bytes = store_part_limit_bytes(store, i);
+	}
+}
+
 void volume_report_snapshot(const struct volume *volume, size_t index, struct snapshot_report *report)
 {
 	size_t absent = absent_count(volume);
@@ -463,10 +483,10 @@ void volume_report_snapshot(const struct volume *volume, size_t index, struct sn
 	report->uuid = superblock->store_uuid;
 	report->created_ns = superblock->created_ns;
 	report->state = snapshot_state(volume, snapshot);
-	report->store = snapshot->store->path;
 	report->blocks = map_block_count(snapshot->store->map);
-	report->used_bytes = store_used_bytes(snapshot->store);
-	report->size_bytes = store_limit_bytes(snapshot->store);
+	snapshot_report_sizes(report, snapshot->store);
+	if (snapshot == volume_active(volume) && report->full_percent != 0)
+		report->warned_percent = warn_level(volume, snapshot->store);
 	report->broken = store_is_broken(snapshot->store);
 	report->broken_reason = broken_reason_text(superblock->broken.reason);
 	report->broken_ns = superblock->broken.time_ns;

@@ -39,6 +39,7 @@
 #include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
@@ -436,9 +437,27 @@ static int work_extents(struct disk_io *io)
 	return 0;
 }
 
+/* A device's size comes back as grown_bytes. What the file system keeps for root counts for root only. */
+static int work_measure(struct disk_io *io)
+{
+	const struct disk *disk = io->disk;
+	struct statvfs status;
+	uint64_t blocks;
+
+	io->room_bytes = UINT64_MAX;
+	if (disk->info.is_device)
+		return ioctl(disk->buffered_fd, BLKGETSIZE64, &io_work(io)->grown_bytes) < 0 ? -errno : 0;
+	if (fstatvfs(disk->buffered_fd, &status) < 0)
+		return -errno;
+	blocks = geteuid() == 0 ? status.f_bfree : status.f_bavail;
+	if (status.f_frsize != 0 && status.f_blocks != 0 && blocks < UINT64_MAX / status.f_frsize)
+		io->room_bytes = blocks * status.f_frsize;
+	return 0;
+}
+
 static bool changes_disk(const struct disk_io *io)
 {
-	return io->op != DISK_READ && io->op != DISK_FLUSH && io->op != DISK_EXTENTS;
+	return io->op != DISK_READ && io->op != DISK_FLUSH && io->op != DISK_EXTENTS && io->op != DISK_MEASURE;
 }
 
 static int work_check(const struct disk_io *io)
@@ -471,6 +490,8 @@ static int work_do(struct disk_io *io)
 		return work_allocate(io);
 	case DISK_EXTENTS:
 		return work_extents(io);
+	case DISK_MEASURE:
+		return work_measure(io);
 	}
 	return -EINVAL;
 }
@@ -483,7 +504,7 @@ static void work_run(struct workers_job *job)
 	int error;
 
 	error = work_check(io);
-	if (error == 0 && (io->length > 0 || io->op == DISK_FLUSH))
+	if (error == 0 && (io->length > 0 || io->op == DISK_FLUSH || io->op == DISK_MEASURE))
 		error = work_do(io);
 	if (error == 0 && (io->flags & DISK_FUA) && (io->op == DISK_WRITE || io->op == DISK_ZERO))
 		error = sync_data(disk->buffered_fd);

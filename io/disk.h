@@ -35,6 +35,7 @@ enum disk_op {
 	DISK_ZERO,     /* reads as zeroes afterwards, whatever that takes */
 	DISK_ALLOCATE, /* reserve space: fallocate on files (growing them), nothing on devices. -ENOSPC when full */
 	DISK_EXTENTS,  /* tell what is allocated: fills extents[] */
+	DISK_MEASURE,  /* look again: a device that has grown has its new size; of a file, room_bytes is filled in */
 };
 
 #define DISK_FUA 1u     /* WRITE, ZERO: durable when done() says 0 */
@@ -58,6 +59,7 @@ struct disk_io {
 	/* EXTENTS: where the answer goes. Adjacent extents differ in `hole`; they cover a prefix of the range. */
 	struct disk_extent *extents;
 	unsigned extents_max, extents_count;
+	uint64_t room_bytes; /* MEASURE: how much more a file's file system can take; UINT64_MAX where that is not known */
 
 	void (*done)(struct disk_io *io, int error); /* 0 or negative errno */
 	void *context;
