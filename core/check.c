@@ -306,7 +306,46 @@ static void check_superblock(struct check *check, struct check_store *one)
 
 static bool has_log(const struct check_store *one)
 {
-	return one->loaded && !one->links_only && one->store->superblock.state != STATE_EMPTY;
+	return one->loaded && !one->links_only && one->store->superblock.state != STATE_EMPTY &&
+	       one->store->superblock.role != ROLE_PART && store_missing_part(one->store) == 0;
+}
+
+static void tell_missing_part(struct check *check, struct check_store *one, int error)
+{
+	uint32_t part = store_missing_part(one->store);
+	struct check_finding at = check_at(one, error == -ENOENT ? FOUND_PART_ABSENT : FOUND_CHAIN_CONTRADICTION);
+	char text[STORE_TEXT_BYTES];
+
+	stores_join_text(error, one->store, part, text);
+	check_tell(check, &at, "%s", text);
+}
+
+/* Each store gets its parts, for as long as the check lasts: check_end() gives them back. */
+static int join_parts(struct check *check)
+{
+	struct store **stores = calloc(check->count, sizeof(*stores)), *main = NULL;
+	uint32_t part = 0;
+	int error;
+
+	if (stores == NULL)
+		return -ENOMEM;
+	for (size_t i = 0; i < check->count; i++)
+		stores[i] = check->stores[i].loaded ? check->stores[i].store : NULL;
+	error = stores_join(stores, check->count, &main, &part);
+	for (size_t i = 0; i < check->count; i++) {
+		struct check_store *one = &check->stores[i];
+		const struct superblock *superblock = &one->store->superblock;
+		struct check_finding at = check_at(one, FOUND_PART_ALONE);
+
+		if (one->loaded && store_missing_part(one->store) != 0)
+			tell_missing_part(check, one, error == -EINVAL && main == one->store ? error : -ENOENT);
+		/* It is in the array still: no store has taken it. */
+		if (one->loaded && superblock->role == ROLE_PART && stores[i] != NULL)
+			check_tell(check, &at, "is part %u of the store of snapshot %s, which was not given, or does not name it",
+				   superblock->part_index, superblock->name);
+	}
+	free(stores);
+	return 0;
 }
 
 int check_run(struct check *check)
@@ -324,7 +363,9 @@ int check_run(struct check *check)
 		return -ENOMEM;
 	for (size_t i = 0; i < check->count; i++)
 		check_superblock(check, &check->stores[i]);
-	error = check_chain(check);
+	error = join_parts(check);
+	if (error == 0)
+		error = check_chain(check);
 	for (size_t i = 0; i < check->count; i++)
 		if (check->stores[i].loaded)
 			tell_marks(check, &check->stores[i]);
@@ -336,6 +377,8 @@ int check_run(struct check *check)
 
 void check_end(struct check *check)
 {
+	for (size_t i = 0; i < check->count; i++)
+		memset(check->stores[i].store->parts, 0, sizeof(check->stores[i].store->parts));
 	free(check->names);
 	check->names = NULL;
 }

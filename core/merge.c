@@ -506,12 +506,8 @@ static int remember_stores(const struct volume *volume, struct record *record)
 {
 	int error = 0;
 
-	for (size_t i = 0; i < volume->chain_count && error == 0; i++) {
-		const struct store *store = volume->chain[i]->store;
-
-		error = record_add(record, &store->superblock.store_uuid, store->superblock.name, store->path,
-				   store->superblock.created_ns);
-	}
+	for (size_t i = 0; i < volume->chain_count && error == 0; i++)
+		error = record_add_store(record, volume->chain[i]->store);
 	return error;
 }
 
@@ -659,6 +655,8 @@ static int wipe_newer(const struct merge *merge)
 		struct store *store = store_at(merge, i);
 		int error = store_wipe_wait(store);
 
+		if (error == 0)
+			error = store->part_error;
 		if (error != 0) {
 			complaint_set(merge->complaint, store->path,
 				      "cannot be wiped: %s (the origin is put back; the next start with this store wipes it)",
