@@ -320,18 +320,32 @@ static void tell_missing_part(struct check *check, struct check_store *one, int 
 	check_tell(check, &at, "%s", text);
 }
 
-/* Each store gets its parts, for as long as the check lasts: check_end() gives them back. */
-static int join_parts(struct check *check)
+/* Each store gets its parts, for as long as the check lasts: check_end() gives them back. Else *error says why *main has not. */
+static int join_parts(struct check *check, int *error, struct store **main)
 {
-	struct store **stores = calloc(check->count, sizeof(*stores)), *main = NULL;
-	uint32_t part = 0;
-	int error;
+	struct store **stores = calloc(check->count, sizeof(*stores));
+	uint32_t part;
 
 	if (stores == NULL)
 		return -ENOMEM;
 	for (size_t i = 0; i < check->count; i++)
 		stores[i] = check->stores[i].loaded ? check->stores[i].store : NULL;
-	error = stores_join(stores, check->count, &main, &part);
+	*error = stores_join(stores, check->count, main, &part);
+	free(stores);
+	return 0;
+}
+
+static bool is_joined(const struct check *check, const struct store *part)
+{
+	for (size_t i = 0; i < check->count; i++)
+		for (uint32_t at = 1; at < STORE_PARTS_MAX; at++)
+			if (check->stores[i].store->parts[at - 1] == part)
+				return true;
+	return false;
+}
+
+static void tell_parts(struct check *check, int error, const struct store *main)
+{
 	for (size_t i = 0; i < check->count; i++) {
 		struct check_store *one = &check->stores[i];
 		const struct superblock *superblock = &one->store->superblock;
@@ -339,18 +353,16 @@ static int join_parts(struct check *check)
 
 		if (one->loaded && store_missing_part(one->store) != 0)
 			tell_missing_part(check, one, error == -EINVAL && main == one->store ? error : -ENOENT);
-		/* It is in the array still: no store has taken it. */
-		if (one->loaded && superblock->role == ROLE_PART && stores[i] != NULL)
+		if (one->loaded && superblock->role == ROLE_PART && !is_joined(check, one->store))
 			check_tell(check, &at, "is part %u of the store of snapshot %s, which was not given, or does not name it",
 				   superblock->part_index, superblock->name);
 	}
-	free(stores);
-	return 0;
 }
 
 int check_run(struct check *check)
 {
-	int error;
+	struct store *main = NULL;
+	int error, part_error = 0;
 
 	check_end(check);
 	for (size_t i = 0; i < check->count; i++)
@@ -363,9 +375,10 @@ int check_run(struct check *check)
 		return -ENOMEM;
 	for (size_t i = 0; i < check->count; i++)
 		check_superblock(check, &check->stores[i]);
-	error = join_parts(check);
+	error = join_parts(check, &part_error, &main);
 	if (error == 0)
 		error = check_chain(check);
+	tell_parts(check, part_error, main);
 	for (size_t i = 0; i < check->count; i++)
 		if (check->stores[i].loaded)
 			tell_marks(check, &check->stores[i]);
