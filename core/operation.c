@@ -186,14 +186,30 @@ void record_save_or_warn(struct volume *volume)
 			    volume->name, volume->record->directory, strerror(-error));
 }
 
+/* The record is read from anywhere. An absolute path stays as it is: it may be a name that outlives what it leads to. */
+static char *recorded_path(const struct store *store)
+{
+	char *path = store->path[0] == '/' ? NULL : realpath(store->path, NULL);
+
+	return path != NULL ? path : strdup(store->path);
+}
+
 int record_add_store(struct record *record, const struct store *store)
 {
 	const struct superblock *superblock = &store->superblock;
-	int error = record_add(record, &superblock->store_uuid, superblock->name, store->path, superblock->created_ns);
+	int error = 0;
 
-	for (uint32_t i = 1; i < store_part_count(store) && error == 0; i++)
-		error = record_add_part(record, &superblock->store_uuid, &superblock->parts[i - 1].uuid,
-					store_part(store, i)->path);
+	for (uint32_t i = 0; i < store_part_count(store) && error == 0; i++) {
+		char *path = recorded_path(store_part(store, i));
+
+		if (path == NULL)
+			error = -ENOMEM;
+		else if (i == 0)
+			error = record_add(record, &superblock->store_uuid, superblock->name, path, superblock->created_ns);
+		else
+			error = record_add_part(record, &superblock->store_uuid, &superblock->parts[i - 1].uuid, path);
+		free(path);
+	}
 	return error;
 }
 
