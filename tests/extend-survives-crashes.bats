@@ -81,9 +81,6 @@ serve_again() {
 	done
 	echo "parts after each kill:$seen"
 	[[ $seen == *' 1/'* && $seen == *' 2/joined '* ]]
-	kill -TERM "$helper_pid" # strace
-	helper_wait
-	server_stop demo
 }
 
 @test "when its requests fail, all at once or one, it says so, and is done or not" {
