@@ -151,7 +151,8 @@ struct check {
  * preserved in one store. Returns 0, or -ENOMEM.
  */
 __attribute__((warn_unused_result)) int check_run(struct check *check);
-void check_end(struct check *check); /* frees what check_run() made; the stores stay open */
+/* Frees what check_run() made, before the stores are closed. */
+void check_end(struct check *check);
 
 /* The parts of check_run(), in files of their own. */
 
