@@ -15,7 +15,7 @@
  *    log_settle(). So there is at most one half area.
  * 4. A header's durable mark is the log's end when the commit started: everything below had its barrier.
  * 5. A slot that cannot be written becomes void and its item takes another slot, behind the batch's last, in the same
- *    commit. More than VOIDS_MAX of them, or metadata that cannot be written, ends the log.
+ *    commit. More than LOG_VOIDS_MAX of them, or metadata that cannot be written, ends the log.
  * 6. A failed barrier ends the log: what was written since the last good one counts as not durable. There is a barrier on
  *    each part of the store that was written to.
  * 7. Without room the log turns to the next part, if one stands by: the superblock says so durably, then the commit goes
@@ -31,10 +31,9 @@
 
 #include "io/log.h"
 
-#define VOIDS_MAX 16u
-#define SLOTS_MAX (LOG_ITEMS_MAX + VOIDS_MAX)
+#define SLOTS_MAX (LOG_ITEMS_MAX + LOG_VOIDS_MAX)
 /* The areas of one commit: LOG_ITEMS_MAX is four whole areas of the usual geometry; see batch_limit(). */
-#define AREAS_MAX (6u + VOIDS_MAX)
+#define AREAS_MAX (6u + LOG_VOIDS_MAX)
 #define IOS_MAX (SLOTS_MAX / 2 + 2 * AREAS_MAX + 4)
 #define IOVECS_MAX (SLOTS_MAX + 2 * AREAS_MAX + 4)
 
@@ -122,6 +121,11 @@ static unsigned batch_limit(const struct geometry *geometry)
 	uint32_t limit = geometry->slots_per_area * 4;
 
 	return limit < LOG_ITEMS_MAX ? limit : LOG_ITEMS_MAX;
+}
+
+uint32_t log_commit_slots_max(const struct geometry *geometry)
+{
+	return batch_limit(geometry) + LOG_VOIDS_MAX;
 }
 
 static void meta_reset(struct area_meta *meta, uint32_t area)
@@ -596,7 +600,7 @@ static void probe_finish(struct log *log)
 		if (!item->is_void || item->data == NULL)
 			continue;
 		log->ops->counters->voids++;
-		if (++log->voids > VOIDS_MAX) {
+		if (++log->voids > LOG_VOIDS_MAX) {
 			log_get_stuck(log, log->io_error);
 			return;
 		}

@@ -71,8 +71,7 @@ static bool can_start(const struct volume *volume, const struct operation *opera
 		return true;
 	switch (operation->kind) {
 	case OPERATION_CREATE:
-		/* A snapshot taken while the newest is folded would have to follow a store that is going away. */
-		return !fold_is_newest(volume) || fold_is_stalled(volume);
+		return !fold_bars_creation(volume);
 	case OPERATION_DROP:
 		return drop_can_start(volume, operation);
 	case OPERATION_EXTEND:

@@ -288,7 +288,7 @@ static int mend_area(struct mending *mending, const struct repair_area *plan, bo
 	wanted = store_area_slots(mending->store, plan->area);
 	if (mending->end - first < wanted)
 		wanted = (uint32_t)(mending->end - first);
-	area_copies_unite(&mending->format, &mending->both, wanted, mending->durable, mending->bytes);
+	area_copies_unite(&mending->format, &mending->both, wanted, mending->durable, true, mending->bytes);
 	for (uint32_t i = 0; i < wanted && error == 0; i++)
 		error = mend_entry(mending, plan, i);
 	if (error != 0)
