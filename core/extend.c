@@ -186,9 +186,14 @@ static void joined(struct store_update *update, int error)
 		return;
 	}
 	/* Before the commit point: from there on a start needs its path. */
-	if (record_add_part(volume->record, &store->superblock.store_uuid, &operation->store->superblock.store_uuid,
-			    operation->store_path) == 0)
-		record_save_or_warn(volume);
+	error = record_add_part(volume->record, &store->superblock.store_uuid,
+				&operation->store->superblock.store_uuid, operation->store_path);
+	if (error != 0) {
+		complaint_set(&operation->complaint, operation->store_path, "cannot be remembered: %s", strerror(-error));
+		operation_update_store(volume, operation->store, superblock_make_empty, part_emptied);
+		return;
+	}
+	record_save_or_warn(volume);
 	store->parts[store->superblock.part_count] = operation->store;
 	operation_update_store(volume, store, apply_named, named);
 }
@@ -214,6 +219,9 @@ static bool is_unsuitable(struct volume *volume, const struct store *part)
 {
 	struct complaint *complaint = &volume->operation->complaint;
 	const struct superblock *superblock = &part->superblock;
+	/* It gets the areas of the store it is joined to, which may be larger. */
+	const struct geometry *geometry = &volume->operation->snapshot->store->superblock.geometry;
+	uint64_t limit = store_limit_bytes(part);
 
 	if (superblock->state != STATE_EMPTY)
 		complaint_set(complaint, part->path, "is not empty: it holds %s %s (drop that first, or format the store anew with --force)",
@@ -224,7 +232,7 @@ static bool is_unsuitable(struct volume *volume, const struct store *part)
 		complaint_set(complaint, part->path,
 			      "has blocks of %u bytes, the volume has %u: format it with --block-size=%u",
 			      superblock->geometry.block_bytes, volume->block_bytes, volume->block_bytes);
-	else if (store_capacity_slots(part) < superblock->geometry.slots_per_area)
+	else if (geometry_slots(geometry, limit == 0 ? UINT64_MAX : limit) < geometry->slots_per_area)
 		complaint_set(complaint, part->path, "is too small: it has no room for a single area");
 	return complaint->why[0] != '\0';
 }

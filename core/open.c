@@ -234,6 +234,22 @@ static int begin_run(struct opening *opening)
 
 /* ---- the record ---- */
 
+/* Whether the store that it was to be joined to is here, and does not name it. */
+static bool is_no_part(const struct volume *volume, const struct record_part *part)
+{
+	for (size_t i = 0; i < volume->chain_count; i++) {
+		const struct superblock *superblock = &volume->chain[i]->store->superblock;
+
+		if (!uuid_equal(&superblock->store_uuid, &part->main_uuid))
+			continue;
+		for (uint32_t at = 0; at < superblock->part_count; at++)
+			if (uuid_equal(&superblock->parts[at].uuid, &part->uuid))
+				return false;
+		return true;
+	}
+	return false;
+}
+
 /* What the record knows and the chain does not have stays only if it may be older than all that is here. */
 static void prune_record(const struct volume *volume, struct record *record)
 {
@@ -251,6 +267,9 @@ static void prune_record(const struct volume *volume, struct record *record)
 		else
 			record_remove(record, &uuid);
 	}
+	for (size_t i = record->part_count; i-- > 0;)
+		if (is_no_part(volume, &record->parts[i]))
+			record_remove_part(record, &record->parts[i].uuid);
 }
 
 static int update_record(struct opening *opening)

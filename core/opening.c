@@ -229,6 +229,8 @@ static int open_recorded_parts(struct opening *opening)
 		error = open_store(opening, part->path);
 		if (is_another(opening, &recorded, error))
 			error = 0;
+		else if (error == 0 && opening->stores[opening->store_count - 1]->superblock.role != ROLE_PART)
+			store_close(opening->stores[--opening->store_count]); /* it was not joined in the end */
 	}
 	return error;
 }

@@ -35,6 +35,18 @@ static void plan_crash(struct run *run, enum crash_kind kind, uint64_t steps)
 	sim_set_crash(run->host, &plan);
 }
 
+static void choose_operation(struct run *run)
+{
+	uint64_t dice = random_below(&run->random, 1000);
+
+	if (dice < 500)
+		take_snapshot(run);
+	else if (dice < 800)
+		drop_snapshot(run);
+	else
+		extend_snapshot(run);
+}
+
 static void one_life(struct run *run)
 {
 	struct sim_random *random = &run->random;
@@ -60,7 +72,7 @@ static void one_life(struct run *run)
 		uint64_t dice = random_below(random, 1000);
 
 		if (dice < operations && snaps_busy(run) < 3)
-			random_chance(random, 600) ? take_snapshot(run) : drop_snapshot(run);
+			choose_operation(run);
 		else if (dice < 500)
 			submit_random(run);
 		else
