@@ -137,11 +137,12 @@ static int tidy(const struct merge *merge)
 
 /* ---- looking ---- */
 
-static int open_chain(struct merge *merge)
+static int open_chain(struct merge *merge, bool tidied)
 {
 	const struct offline_options options = {
 		.state_directory = merge->options->state_directory,
 		.accept_origin = merge->options->accept_origin,
+		.tidied = tidied,
 		.merging = true,
 		.writable = !merge->options->dry_run,
 	};
@@ -168,7 +169,7 @@ static int refuse_dropping(const struct merge *merge)
 
 static int open_tidy_chain(struct merge *merge)
 {
-	int error = open_chain(merge);
+	int error = open_chain(merge, false);
 
 	if (error == 0)
 		error = refuse_dropping(merge);
@@ -178,7 +179,7 @@ static int open_tidy_chain(struct merge *merge)
 	merge->offline = NULL;
 	error = tidy(merge);
 	if (error == 0)
-		error = open_chain(merge);
+		error = open_chain(merge, true);
 	return error;
 }
 

@@ -167,6 +167,11 @@ static int open_store(struct opening *opening, const char *path)
 		store_close(store);
 		return 0;
 	}
+	if (error == 0 && opening->options->skip_empty && !opening->from_record && store->superblock.state == STATE_EMPTY) {
+		opening->store_count--;
+		store_close(store);
+		return 0;
+	}
 	if (error != 0)
 		complaint_set(opening->complaint, path, "%s", store_load_text(error, why));
 	else if (!opening->read_only && (store->superblock.ro_compat & ~FEATURES_RO_COMPAT) != 0)
@@ -201,9 +206,11 @@ static bool is_another(struct opening *opening, const struct record_store *recor
 	opening->complaint->what[0] = '\0';
 	opening->complaint->why[0] = '\0';
 	opening->store_count--;
-	store_close(store);
-	if (error == -ENODATA && opening->wiped_count < CHAIN_STORES_MAX)
+	/* Its parts are wiped for that, so it must stay: what was read may be in a cache only. */
+	if (error == -ENODATA && opening->wiped_count < CHAIN_STORES_MAX &&
+	    (opening->read_only || disk_flush_wait(store->host, store->disk) == 0))
 		opening->wiped[opening->wiped_count++] = recorded->uuid;
+	store_close(store);
 	return true;
 }
 

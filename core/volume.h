@@ -40,6 +40,7 @@ struct volume_options {
 	enum on_full on_full;
 	bool discard_copy;  /* --discard=copy */
 	bool accept_origin; /* --accept-origin */
+	bool skip_empty;    /* a store that is named, but empty, is left out: it was made so by a start just now */
 	bool skip_wiped;    /* a store that is named, but wiped, is left out: a merge's end may have been cut short */
 	const char *state_directory; /* where the volume's record is kept */
 	unsigned warn_at[WARN_AT_MAX], warn_count; /* percent, each larger than the one before */
