@@ -106,7 +106,7 @@ void record_remove_part(struct record *record, const uuid128_t *uuid)
 
 int record_add_part(struct record *record, const uuid128_t *main_uuid, const uuid128_t *uuid, const char *path)
 {
-	char *copy;
+	struct record_part *part;
 
 	if (strlen(path) >= PATH_MAX)
 		return -ENAMETOOLONG;
@@ -122,10 +122,11 @@ int record_add_part(struct record *record, const uuid128_t *main_uuid, const uui
 		record->parts = parts;
 		record->part_size = size;
 	}
-	copy = strdup(path);
-	if (copy == NULL)
+	part = &record->parts[record->part_count];
+	*part = (struct record_part){ *uuid, *main_uuid, strdup(path) };
+	if (part->path == NULL)
 		return -ENOMEM;
-	record->parts[record->part_count++] = (struct record_part){ *uuid, *main_uuid, copy };
+	record->part_count++;
 	return 0;
 }
 

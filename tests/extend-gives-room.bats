@@ -7,10 +7,10 @@
 # shellcheck source=tests/helpers.bash
 source "$BATS_TEST_DIRNAME/helpers.bash"
 
-# serve_full ARGUMENT...: an origin of 8 MiB, its snapshot small, whose store of 4 MiB is full, and a write that waits.
+# serve_full: an origin of 8 MiB, its snapshot small, whose store of 4 MiB is full, and a write that waits.
 serve_full() {
 	make_image origin.img 8M
-	server_start origin.img --volume=demo --on-full=wait "$@"
+	server_start origin.img --volume=demo --on-full=wait
 	rowsnap format small.store --size=4M
 	take demo origin.img small
 	helper_begin qemu-io -f raw -c 'write -P 2 0 6M' -c flush "$(nbd_uri demo origin)"
@@ -180,6 +180,61 @@ expect_written() {
 	cp copy.store more.store
 	expect_error 'is a part of the store of snapshot small: name that first' drop ./more.store
 	rowsnap drop --force ./more.store
+}
+
+# flip FILE OFFSET: a byte of it.
+flip() {
+	python3 -c 'import sys
+with open(sys.argv[1], "r+b") as file:
+    file.seek(int(sys.argv[2]))
+    byte = file.read(1)[0]
+    file.seek(int(sys.argv[2]))
+    file.write(bytes([byte ^ 1]))' "$1" "$2"
+}
+
+@test "damage in a part is found where it is, and mended as in any store" {
+	serve_full
+	rowsnap extend demo small more.store
+	expect_written
+	server_stop demo
+	cp more.store good.store
+	# one copy of its superblock: mended by itself
+	flip more.store 200
+	run -4 rowsnap check small.store more.store
+	[[ $output == *'more.store: fault superblock-copy-damaged'*'at byte 0)'* ]]
+	run -1 rowsnap repair --yes more.store small.store
+	rowsnap check small.store more.store
+	# both: nothing is served
+	flip more.store 200
+	flip more.store 524488
+	expect_refused 'more.store: is damaged: neither copy' origin.img --volume=demo
+	run rowsnap check small.store more.store
+	[[ $output == *'superblock-lost'* && $output == *'part-absent'* ]]
+	# an entry, in one metadata copy and in both; and data: one block is lost
+	cp good.store more.store
+	flip more.store $((1048576 + 32 + 16 * 5))
+	run -4 rowsnap check small.store more.store
+	[[ $output == *'small.store: fault metadata-copy-damaged'*"at byte 1048576 of part 1)"* ]]
+	run -1 rowsnap repair --yes small.store more.store
+	rowsnap check small.store more.store
+	flip more.store $((1048576 + 4096 + 4096 * 7))
+	run -4 rowsnap check small.store more.store
+	[[ $output == *'fault data-damaged'*"at byte $((1048576 + 4096 + 4096 * 7)) of part 1)"* ]]
+	run rowsnap repair --yes small.store more.store
+	run -0 rowsnap check small.store more.store
+	[[ $output == *'1 blocks are lost'* ]]
+	# shorter than what it should have
+	truncate -s 2M more.store
+	expect_refused 'small.store: is shorter than its log' origin.img --volume=demo
+	run -4 rowsnap check small.store more.store
+	[[ $output == *'fault store-truncated'* ]]
+	run rowsnap repair --yes small.store more.store
+	server_start origin.img --volume=demo
+	[[ $(list_json demo '.snapshots[0].state') == broken ]]
+	server_stop demo
+	# another store's part, or one that says something else
+	cp good.store more.store
+	rowsnap drop --force ./small.store ./more.store
 }
 
 @test "a device that has grown is measured again, under load" {
