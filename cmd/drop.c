@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* rowsnap drop: drops a snapshot of a served volume, or, offline, the oldest store of one that is not served. */
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,11 +20,12 @@ struct arguments {
 
 /* ---- offline ---- */
 
-static int open_for_drop(struct disk_host *host, const char *path, struct store **store)
+static int open_for_drop(struct disk_host *host, const char *path, struct store **opened)
 {
 	char text[PROBE_TEXT_BYTES];
 	const char *why = NULL;
-	int error = store_open(host, path, DISK_OPEN_LOCK, store);
+	struct store *store = NULL;
+	int error = store_open(host, path, DISK_OPEN_LOCK, &store);
 
 	if (error == -EBUSY && probe_busy(path, text) == 1)
 		return cmd_fail("drop", path, "is in use: %s", text);
@@ -33,8 +35,9 @@ static int open_for_drop(struct disk_host *host, const char *path, struct store 
 		return cmd_fail("drop", path, "is neither a block device nor a regular file");
 	if (error != 0)
 		return cmd_fail("drop", path, "%s", strerror(-error));
-	error = store_load_wait(*store, &why);
-	if (error == 0 && (*store)->superblock.state != STATE_EMPTY)
+	*opened = store;
+	error = store_load_wait(store, &why);
+	if (error == 0 && store->superblock.state != STATE_EMPTY)
 		return EXIT_DONE;
 	if (error == 0)
 		return cmd_fail("drop", path, "is an empty store: there is nothing to drop");
@@ -128,6 +131,7 @@ static int drop_opened(const struct arguments *arguments, struct store **stores)
 	char text[STORE_TEXT_BYTES];
 	int error = stores_join(stores, arguments->count, &main, &part);
 
+	assert(store != NULL);
 	if (stores[0] == NULL || (store->superblock.role == ROLE_PART && arguments->count > 1))
 		return cmd_fail("drop", store->path, "is a part of a store: name the store first");
 	if (store->superblock.role == ROLE_PART)
@@ -149,23 +153,24 @@ static int drop_opened(const struct arguments *arguments, struct store **stores)
 
 static int drop_offline(const struct arguments *arguments)
 {
-	struct store **stores = calloc(arguments->count, sizeof(*stores));
+	struct store **stores = calloc(arguments->count, sizeof(struct store *));
 	struct disk_host *host = NULL;
 	int code = EXIT_DONE, error = disk_host_create(8, &host);
 
-	if (error == 0 && stores == NULL)
-		error = -ENOMEM;
-	if (error != 0)
-		code = cmd_fail("drop", arguments->names[0], "%s", strerror(-error));
+	if (error != 0 || stores == NULL) {
+		free(stores);
+		if (error == 0)
+			disk_host_destroy(host);
+		return cmd_fail("drop", arguments->names[0], "%s", strerror(error != 0 ? -error : ENOMEM));
+	}
 	for (size_t i = 0; i < arguments->count && code == EXIT_DONE; i++)
 		code = open_for_drop(host, arguments->names[i], &stores[i]);
 	if (code == EXIT_DONE)
 		code = drop_opened(arguments, stores);
-	for (size_t i = arguments->count; stores != NULL && i-- > 0;)
+	for (size_t i = arguments->count; i-- > 0;)
 		store_close(stores[i]);
 	free(stores);
-	if (host != NULL)
-		disk_host_destroy(host);
+	disk_host_destroy(host);
 	return code;
 }
 

@@ -463,7 +463,7 @@ static int inspect_all(const struct arguments *arguments, struct disk_host *host
 static int inspect(const struct arguments *arguments)
 {
 	struct json_object *all = json_object_new_object(), *array = json_object_new_array();
-	struct store **stores = calloc(arguments->count * 2, sizeof(*stores));
+	struct store **stores = calloc(arguments->count * 2, sizeof(struct store *));
 	struct disk_host *host = NULL;
 	int code, error = disk_host_create(64, &host);
 

@@ -323,7 +323,7 @@ static void tell_missing_part(struct check *check, struct check_store *one, int 
 /* Each store gets its parts, for as long as the check lasts: check_end() gives them back. Else *error says why *main has not. */
 static int join_parts(struct check *check, int *error, struct store **main)
 {
-	struct store **stores = calloc(check->count, sizeof(*stores));
+	struct store **stores = calloc(check->count, sizeof(struct store *));
 	uint32_t part;
 
 	if (stores == NULL)

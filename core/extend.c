@@ -292,7 +292,7 @@ static bool is_refused(struct volume *volume, struct operation *operation)
 		complaint_set(complaint, name, "out of memory");
 	else if (operation->snapshot == NULL && volume_name_is_absent(volume, name))
 		complaint_set(complaint, name, "its store is not here, and takes no exceptions");
-	else if (operation->snapshot == NULL)
+	else if (operation->snapshot == NULL || newest == NULL)
 		complaint_set(complaint, name, "no such snapshot");
 	else if (operation->snapshot != newest)
 		complaint_set(complaint, name, "is not the newest snapshot, which is %s: only that one's store takes exceptions",

@@ -9,7 +9,7 @@
 
 #include "core/engine.h"
 
-#define OPENING_STORES_MAX (CHAIN_STORES_MAX * 2)
+#define OPENING_STORES_MAX ((size_t)CHAIN_STORES_MAX * 2)
 
 struct opening {
 	/* The caller's. */

@@ -35,10 +35,15 @@ struct store *store_part(const struct store *store, uint32_t index)
 	return index == 0 ? (struct store *)(uintptr_t)store : store->parts[index - 1];
 }
 
+static bool is_here(const struct store *store, uint32_t index)
+{
+	return index == 0 || store->parts[index - 1] != NULL;
+}
+
 uint32_t store_missing_part(const struct store *store)
 {
 	for (uint32_t i = 1; i < store_part_count(store); i++)
-		if (store_part(store, i) == NULL)
+		if (!is_here(store, i))
 			return i;
 	return 0;
 }
@@ -119,7 +124,7 @@ int store_flush_wait(struct store *store)
 	int error = 0;
 
 	for (uint32_t i = 0; i < store_part_count(store) && error == 0; i++)
-		if (store_part(store, i) != NULL)
+		if (is_here(store, i))
 			error = disk_flush_wait(store->host, store_part(store, i)->disk);
 	return error;
 }
@@ -129,7 +134,7 @@ unsigned store_barriers_failed(const struct store *store)
 	unsigned failed = 0;
 
 	for (uint32_t i = 0; i < store_part_count(store); i++)
-		if (store_part(store, i) != NULL)
+		if (is_here(store, i))
 			failed += store_part(store, i)->barriers_failed;
 	return failed;
 }
@@ -189,7 +194,7 @@ uint64_t store_part_limit_bytes(const struct store *store, uint32_t index)
 
 	if (index < store_last_part(store))
 		return geometry->first_area_offset + closed_areas(store, index) * geometry_area_bytes(geometry);
-	return store_part(store, index) == NULL ? 0 : own_limit_bytes(store_part(store, index));
+	return is_here(store, index) ? own_limit_bytes(store_part(store, index)) : 0;
 }
 
 uint64_t store_limit_bytes(const struct store *store)
@@ -261,7 +266,7 @@ uint64_t store_capacity_slots(const struct store *store)
 	uint32_t last = store_last_part(store);
 	uint64_t areas = store_part_first_area(store, last);
 
-	if (store_part(store, last) != NULL)
+	if (is_here(store, last))
 		areas += own_areas(store, store_part(store, last));
 	if (areas > area_limit(store))
 		areas = area_limit(store);
@@ -273,7 +278,7 @@ uint64_t store_capacity_slots_later(const struct store *store)
 	uint64_t areas = store_capacity_slots(store) / store->superblock.geometry.slots_per_area;
 
 	for (uint32_t i = store_last_part(store) + 1; i < store_part_count(store); i++)
-		if (store_part(store, i) != NULL)
+		if (is_here(store, i))
 			areas += own_areas(store, store_part(store, i));
 	if (areas > area_limit(store))
 		areas = area_limit(store);
@@ -296,8 +301,7 @@ uint64_t store_slots_there(const struct store *store)
 	uint64_t areas = 0;
 
 	for (uint32_t i = 0; i <= last; i++) {
-		const struct store *part = store_part(store, i);
-		uint64_t there = part == NULL ? 0 : own_areas_there(store, part);
+		uint64_t there = is_here(store, i) ? own_areas_there(store, store_part(store, i)) : 0;
 
 		areas = store_part_first_area(store, i) + there;
 		if (i < last && there < needed_areas(store, i))

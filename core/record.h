@@ -28,7 +28,7 @@ struct record_part {
 	char *path;
 };
 
-#define RECORD_PARTS_MAX (RECORD_STORES_MAX * (STORE_PARTS_MAX - 1))
+#define RECORD_PARTS_MAX ((size_t)RECORD_STORES_MAX * (STORE_PARTS_MAX - 1))
 
 struct record {
 	uuid128_t volume_uuid;
