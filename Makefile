@@ -208,7 +208,10 @@ fuzz-programs: $(FUZZ_PROGRAMS)
 
 $(BUILD)/fuzz-%: $(BUILD)/obj/tests/fuzz/fuzz-%.o $(ARCHIVE) $(BUILD)/link
 	$(call say,LINK,$@)
-	$(Q)$(LINK) -fsanitize=fuzzer -pie $(FUZZ_LINK) -o $@ $(filter %.o %.a,$^) $(LIBRARIES)
+	$(Q)$(LINK) -fsanitize=fuzzer -pie $(FUZZ_LINK) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIBRARIES)
+
+# With the commands' handlers.
+$(BUILD)/fuzz-control: $(call objects,cmd/serve-control.c cmd/common.c)
 
 fuzz:
 	$(Q)tests/install-tools build fuzz
