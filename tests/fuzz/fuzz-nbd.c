@@ -589,7 +589,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint8_t first = fuzz_u8(&input);
 	int descriptor = fuzz_free_descriptor();
 
-	memory_begin(SIZE_BYTES);
+	memory_begin(SIZE_BYTES, MEMORY_ALL);
 	if (nbd_start(world.loop, &memory.table, world.arena, world.path, &world.transport) != 0)
 		abort();
 	client_begin(first);

@@ -137,7 +137,10 @@ static inline bool memory_finish_late(bool last)
 	return true;
 }
 
-static inline void memory_begin(uint64_t size_bytes)
+#define MEMORY_ALL ((1u << MEMORY_EXPORTS) - 1)
+
+/* `which`: bits, of those that are in the table. */
+static inline void memory_begin(uint64_t size_bytes, unsigned which)
 {
 	export_table_init(&memory.table);
 	list_init(&memory.late);
@@ -157,7 +160,9 @@ static inline void memory_begin(uint64_t size_bytes)
 			.created_ns = UINT64_C(1700000000000000000),
 		};
 		(void)snprintf(export->name, sizeof(export->name), "%s", memory_names[i]);
-		export_add(&memory.table, export);
+		list_init(&export->link);
+		if (which & 1u << i)
+			export_add(&memory.table, export);
 	}
 }
 
