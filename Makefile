@@ -212,6 +212,7 @@ $(BUILD)/fuzz-%: $(BUILD)/obj/tests/fuzz/fuzz-%.o $(ARCHIVE) $(BUILD)/link
 
 # With the commands' handlers.
 $(BUILD)/fuzz-control: $(call objects,cmd/serve-control.c cmd/common.c)
+$(BUILD)/fuzz-fuse: FUZZ_LINK = -Wl,--wrap=realpath
 
 fuzz:
 	$(Q)tests/install-tools build fuzz

@@ -35,7 +35,7 @@ static struct {
 
 static inline uint8_t memory_byte(uint64_t offset)
 {
-	return (uint8_t)((offset * 7 + offset / 256 * 13) % 251);
+	return (uint8_t)(offset ^ offset >> 8 ^ offset >> 16);
 }
 
 static inline void memory_fill(uint8_t *out, uint64_t offset, uint64_t length)
@@ -46,10 +46,11 @@ static inline void memory_fill(uint8_t *out, uint64_t offset, uint64_t length)
 
 static inline bool memory_is_right(const uint8_t *bytes, uint64_t offset, uint64_t length)
 {
+	uint8_t wrong = 0;
+
 	for (uint64_t i = 0; i < length; i++)
-		if (bytes[i] != memory_byte(offset + i))
-			return false;
-	return true;
+		wrong |= bytes[i] ^ memory_byte(offset + i);
+	return wrong == 0;
 }
 
 static inline bool memory_is_hole(uint64_t offset)
