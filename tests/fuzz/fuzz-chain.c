@@ -3,13 +3,15 @@
  * A set of stores, opened as the tools and the server open them: damaged, or made up by somebody who knows the checksums.
  *
  * The engine itself makes a volume at the start: an origin and the stores of the snapshots x, y and z, as a clean stop
- * leaves them and as a crash does. An input takes one of the two, changes it (enum change), and says which stores are
- * given, in which order, and what is done with them (USE_...).
+ * leaves them, and as a crash does: while serving, in the midst of y's fold, and of a merge. An input takes one of these
+ * (enum image), changes it (enum change), and says which stores are given, in which order, and what is done with them
+ * (USE_...).
  *
  * By its first byte an input is of one of two kinds. In damage, nothing is put right, and the clean stores are taken: then
  *
  *   1. what is read of a snapshot is what was there when it was taken, or an error; by the tools, after a repair (cut
- *      short by a power failure, too), and by a server, which may go on writing to the origin.
+ *      short by a power failure, too), and by a server, which may go on writing to the origin. So is the origin after a
+ *      merge (cut short, too) that says it is done; and what diff leaves out is the same.
  *
  * In malice, checksums of what was changed are put right. Then what a snapshot should be nobody knows. In either case
  *
@@ -20,6 +22,8 @@
  *   5. a file does not grow out of proportion, and nothing is left open
  */
 #include "core/check.h"
+#include "core/diff.h"
+#include "core/merge.h"
 #include "core/metadata.h"
 #include "core/offline.h"
 #include "core/opening.h"
@@ -48,9 +52,14 @@ enum {
 	USE_REPAIR = 4,
 	USE_SERVE = 8,
 	USE_QUICK = 16, /* check reads no data */
+	USE_MERGE = 32,
+	USE_DIFF = 64,
 };
 
-enum { MALICE = 1, CRASHED = 2 };
+#define MALICE 1u
+#define EXACT 64u /* diff compares */
+/* In malice, the first byte's next two bits: what it is that is changed. */
+enum image { IMAGE_CLEAN, IMAGE_CRASHED, IMAGE_FOLD, IMAGE_MERGE, IMAGE_COUNT };
 
 enum change {
 	CHANGE_BYTES,    /* u8 store, u8 spot, u8 which, u16 offset, u8 count, bytes: these come instead */
@@ -74,11 +83,10 @@ enum spot {
 
 static const char *const names[STORES + 1] = { "/origin", "/x", "/y", "/z" };
 
-/* Of the two volumes. */
 static struct {
 	uint8_t *files[STORES + 1];
 	uint64_t sizes[STORES + 1];
-} images[2];
+} images[IMAGE_COUNT];
 static uint8_t truths[STORES][ORIGIN_BYTES]; /* what the snapshots were when they were taken */
 
 static struct disk_host *host;
@@ -187,7 +195,7 @@ static void write_blocks(struct volume *volume, unsigned first, unsigned count, 
 	free(buffer);
 }
 
-static void save_image(unsigned image)
+static void save_image(enum image image)
 {
 	for (unsigned i = 0; i <= STORES; i++) {
 		images[image].sizes[i] = memory_files[i].size;
@@ -224,11 +232,91 @@ static void make_images(void)
 		write_blocks(volume, 16 * i, 7, i);
 		write_blocks(volume, 20, 2, i);
 	}
-	save_image(1);
+	save_image(IMAGE_CRASHED);
 	if (stop(volume) != 0)
 		abort();
-	save_image(0);
+	save_image(IMAGE_CLEAN);
 	volume_close(volume);
+}
+
+static void restore_image(enum image image)
+{
+	memory_world_begin(SIZE_MAX_BYTES);
+	for (unsigned i = 0; i <= STORES; i++) {
+		struct memory_file *file = &memory_files[i];
+
+		memory_resize(file, images[image].sizes[i]);
+		memcpy(file->bytes, images[image].files[i], (size_t)file->size);
+		file->bad_from = 0;
+		file->bad_to = 0;
+	}
+}
+
+/* When it has got so far that some of it is moved, all that was written is what a crash would leave. */
+static void make_fold_image(void)
+{
+	struct waiting waiting = { .operation = { .done = operation_done } };
+	struct volume *volume;
+	uint64_t start;
+
+	restore_image(IMAGE_CLEAN);
+	if (open_volume(&names[1], STORES, &volume) != 0)
+		abort();
+	start = memory_writes;
+	waiting.operation.context = &waiting;
+	volume_drop(volume, &waiting.operation, names[2] + 1, false);
+	while (!waiting.done && memory_writes < start + 6) {
+		volume_turn(volume);
+		(void)disk_host_poll(host);
+	}
+	if (waiting.done)
+		abort();
+	save_image(IMAGE_FOLD);
+	if (wait_for(volume, &waiting) != 0 || stop(volume) != 0)
+		abort();
+	volume_close(volume);
+}
+
+static void ignore_progress(enum merge_stage stage, uint64_t done, uint64_t total, void *context)
+{
+	(void)stage;
+	(void)context;
+	fuzz_check("what is done is no more than there is", done <= total);
+}
+
+static bool is_never_cancelled(void *context)
+{
+	(void)context;
+	return false;
+}
+
+static int merge_to(const char *name, const char *const *paths, size_t count)
+{
+	const struct merge_options options = {
+		.snapshot = name,
+		.state_directory = "/nowhere",
+		.progress = ignore_progress,
+		.is_cancelled = is_never_cancelled,
+	};
+	struct merge_report *report = calloc(1, sizeof(*report));
+	struct complaint complaint;
+	int error;
+
+	if (report == NULL)
+		abort();
+	error = merge_run(host, names[0], paths, count, &options, report, &complaint);
+	fuzz_check("a merge that fails says why", error == 0 || complaint.why[0] != '\0');
+	free(report);
+	return error;
+}
+
+static void make_merge_image(void)
+{
+	restore_image(IMAGE_CLEAN);
+	memory_power = 10;
+	if (merge_to(names[2] + 1, &names[1], STORES) == 0 || memcmp(memory_files[0].bytes, images[0].files[0], ORIGIN_BYTES) == 0)
+		abort();
+	save_image(IMAGE_MERGE);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
@@ -240,6 +328,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	if (disk_host_create(64, &host) != 0)
 		abort();
 	make_images();
+	make_fold_image();
+	make_merge_image();
 	return 0;
 }
 
@@ -247,26 +337,12 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 static struct {
 	unsigned kind, uses;
+	enum image image;
 	const char *paths[STORES];
 	size_t count;
 	uint8_t power;
 	bool has_power;
 } given;
-
-static void restore_image(void)
-{
-	unsigned image = given.kind == (MALICE | CRASHED);
-
-	memory_world_begin(SIZE_MAX_BYTES);
-	for (unsigned i = 0; i <= STORES; i++) {
-		struct memory_file *file = &memory_files[i];
-
-		memory_resize(file, images[image].sizes[i]);
-		memcpy(file->bytes, images[image].files[i], (size_t)file->size);
-		file->bad_from = 0;
-		file->bad_to = 0;
-	}
-}
 
 /* Which stores are given, in which order: each of the byte's three pairs of bits names one, or none. */
 static void choose_stores(uint8_t byte)
@@ -494,6 +570,55 @@ static void survey_chain(const struct volume *volume)
 	}
 }
 
+/* ---- what is compared ---- */
+
+struct ranges {
+	uint64_t end; /* of the last one */
+	bool listed[BLOCKS];
+};
+
+static void found_range(uint64_t offset, uint64_t length, void *context)
+{
+	struct ranges *ranges = context;
+
+	fuzz_check("ranges come in order, apart, and lie on the origin",
+		   length > 0 && (offset > ranges->end || ranges->end == 0) && offset < ORIGIN_BYTES &&
+			   length <= ORIGIN_BYTES - offset);
+	ranges->end = offset + length;
+	for (uint64_t block = offset / BLOCK_BYTES; block * BLOCK_BYTES < ranges->end; block++)
+		ranges->listed[block] = true;
+}
+
+static const uint8_t *point_truth(const struct offline *offline, size_t point)
+{
+	size_t index;
+
+	if (point == offline->volume->chain_count)
+		return memory_files[0].bytes;
+	fuzz_check("a snapshot's name is one of those taken", is_known(offline_point_name(offline, point), &index));
+	return truths[index];
+}
+
+static void diff_points(struct offline *offline, size_t from, size_t to, bool exact)
+{
+	struct ranges ranges = { .end = 0 };
+	const struct diff_options options = {
+		.from = from, .to = to, .exact = exact, .range = found_range, .context = &ranges
+	};
+	struct complaint complaint;
+
+	if (diff_check(offline, &options, &complaint) != 0 || diff_run(offline, &options, &complaint) != 0 ||
+	    given.kind & MALICE)
+		return;
+	for (size_t block = 0; block < BLOCKS; block++) {
+		bool differs = memcmp(point_truth(offline, from) + block * BLOCK_BYTES,
+				      point_truth(offline, to) + block * BLOCK_BYTES, BLOCK_BYTES) != 0;
+
+		fuzz_check("what is left out is the same", ranges.listed[block] || !differs);
+		fuzz_check("what differs is told, exactly", !exact || ranges.listed[block] == differs);
+	}
+}
+
 /* As replay, diff and inspect do. True: the chain opened. */
 static bool read_offline(uint8_t *buffer)
 {
@@ -508,6 +633,9 @@ static bool read_offline(uint8_t *buffer)
 		for (size_t point = 0; point <= offline->volume->chain_count; point++)
 			read_point(offline, point, buffer);
 		survey_chain(offline->volume);
+		for (size_t from = 0; given.uses & USE_DIFF && from < offline->volume->chain_count; from++)
+			for (size_t to = from + 1; to <= offline->volume->chain_count; to++)
+				diff_points(offline, from, to, given.kind & EXACT);
 		offline_close(offline);
 	}
 	fuzz_check("who looks writes nothing", memory_writes == writes && !memory_wrote_read_only);
@@ -645,6 +773,25 @@ static void serve(uint8_t *buffer)
 	volume_close(volume);
 }
 
+/* ---- merging ---- */
+
+static void merge(void)
+{
+	size_t target = given.power % STORES;
+	int error;
+
+	memory_power = given.has_power ? memory_writes + given.power / STORES : UINT64_MAX;
+	error = merge_to(names[target + 1] + 1, given.paths, given.count);
+	if (memory_dead) {
+		memory_dead = false;
+		memory_power = UINT64_MAX;
+		error = merge_to(names[target + 1] + 1, given.paths, given.count);
+	}
+	memory_power = UINT64_MAX;
+	if (error == 0 && !(given.kind & MALICE))
+		fuzz_check("a merge puts the origin back", memcmp(memory_files[0].bytes, truths[target], ORIGIN_BYTES) == 0);
+}
+
 static void use(uint8_t *buffer)
 {
 	bool opened;
@@ -661,6 +808,8 @@ static void use(uint8_t *buffer)
 		repair_first();
 		(void)read_offline(buffer);
 	}
+	if (given.uses & USE_MERGE)
+		merge();
 	if (given.uses & USE_SERVE)
 		serve(buffer);
 }
@@ -675,10 +824,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		abort();
 	memset(&given, 0, sizeof(given));
 	memset(&seen, 0, sizeof(seen));
-	given.kind = fuzz_u8(&input) & (MALICE | CRASHED);
+	given.kind = fuzz_u8(&input);
+	given.image = given.kind & MALICE ? given.kind / 2 % IMAGE_COUNT : IMAGE_CLEAN;
 	given.uses = fuzz_u8(&input);
 	choose_stores(fuzz_u8(&input));
-	restore_image();
+	restore_image(given.image);
 	for (int i = 0; i < CHANGES_MAX && input.left > 0; i++)
 		change(&input);
 	if (given.count > 0)
