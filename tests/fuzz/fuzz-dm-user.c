@@ -26,7 +26,7 @@
 #define ARENA_BYTES ((size_t)40 << 20)
 #define ROOM_BYTES (4 << 20) /* asked of a socket for the replies that nobody has read yet */
 #define WRITE_BYTES_MAX (UINT32_C(5) << 19)
-#define TURNS_MAX 4000
+#define TURNS_MAX 12000
 #define TURN_MS 5
 #define STEPS_MAX 64
 #define MESSAGES_MAX 256u
