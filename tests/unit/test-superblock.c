@@ -920,7 +920,7 @@ static void test_texts(void)
 {
 	unsigned misses = 0;
 
-	for (unsigned a = 0; a < 5; a++)
+	for (unsigned a = 0; a <= STATE_JOINED; a++)
 		for (unsigned b = 0; b < a; b++)
 			misses += strcmp(store_state_text((enum store_state)a),
 					 store_state_text((enum store_state)b)) == 0;
@@ -934,7 +934,7 @@ static void test_texts(void)
 							   strcmp(store_state_text(STATE_MERGING), "merging") == 0);
 	check("a full store is called full", strcmp(broken_reason_text(BROKEN_FULL), "full") == 0);
 	check("what is no state, and no reason, is called unknown",
-	      strcmp(store_state_text((enum store_state)(STATE_MERGING + 1)), "unknown") == 0 &&
+	      strcmp(store_state_text((enum store_state)(STATE_JOINED + 1)), "unknown") == 0 &&
 		      strcmp(broken_reason_text((enum broken_reason)(BROKEN_ORIGIN_CHANGED + 1)), "unknown") == 0);
 }
 
