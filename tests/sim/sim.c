@@ -13,9 +13,12 @@
  * report, a signal) is told with the command that shows it again, and the end of its trace.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -96,6 +99,11 @@ static void totals_add(struct sim_totals *to, const struct sim_totals *from)
 	to->merges += from->merges;
 	to->merges_resumed += from->merges_resumed;
 	to->probes += from->probes;
+	to->memory_failures += from->memory_failures;
+	to->damages += from->damages;
+	to->refusals += from->refusals;
+	to->vanished += from->vanished;
+	to->rooms += from->rooms;
 }
 
 static void totals_print(const struct sim_totals *totals)
@@ -109,6 +117,9 @@ static void totals_print(const struct sim_totals *totals)
 	       (number)totals->events, (number)totals->requests, (number)totals->reads_checked,
 	       (number)totals->snapshots, (number)totals->drops, (number)totals->merges,
 	       (number)totals->merges_resumed);
+	printf("# %llu allocations failed, %llu disks gone, %llu times no room, %llu damages, %llu changed origins refused\n",
+	       (number)totals->memory_failures, (number)totals->vanished, (number)totals->rooms, (number)totals->damages,
+	       (number)totals->refusals);
 }
 
 /* ---- what failed ---- */
@@ -136,9 +147,11 @@ static void show_trace(enum kind kind, uint64_t number)
 
 static void tell_failed(enum kind kind, uint64_t number, int status)
 {
-	if (WIFSIGNALED(status))
+	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGPROF)
+		printf("# it goes on and on\n");
+	else if (WIFSIGNALED(status))
 		printf("# killed by signal %d\n", WTERMSIG(status));
-	if (!is_hunting)
+	if (!is_hunting && WTERMSIG(status) != SIGPROF)
 		show_trace(kind, number);
 	printf("# to see it again: %s --%s=%llu --trace\n", program, kind == KIND_SEED ? "seed" : "schedule",
 	       (unsigned long long)number);
@@ -147,12 +160,22 @@ static void tell_failed(enum kind kind, uint64_t number, int status)
 
 /* ---- workers ---- */
 
+/* One that takes that much of the processor's time, where others take thousandths of it, goes round in circles. */
+static void limit_time(void)
+{
+	const struct itimerval limit = { .it_value = { .tv_sec = is_hunting ? 10 : 100 } };
+
+	(void)setitimer(ITIMER_PROF, &limit, NULL);
+}
+
 static void work(const struct task *task, unsigned worker, struct board *board)
 {
+	(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
 	for (uint64_t number = task->first + worker; number <= task->last; number += task->jobs) {
 		if (task->end_s != 0 && now_s() >= task->end_s)
 			break;
 		board->now = number;
+		limit_time();
 		run_one(task->kind, number, false, &board->totals);
 	}
 	(void)fflush(stdout);
