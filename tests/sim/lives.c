@@ -182,7 +182,7 @@ void choose_absent(struct run *run)
 			sim_file_set_absent(run->stores[run->snaps[i].store], run->snaps[i].absent);
 }
 
-static size_t choose_paths(struct run *run, const char **paths, bool all)
+size_t choose_paths(struct run *run, const char **paths, bool all)
 {
 	size_t count = 0;
 

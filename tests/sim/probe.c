@@ -86,6 +86,7 @@ static void probe_with(struct run *from, void (*crash_it)(struct disk_host *host
 	from->totals->kills += sim_host_counters(run->host)->kills - sim_host_counters(from->host)->kills;
 	from->totals->reads_checked += totals.reads_checked;
 	from->totals->rooms += totals.rooms;
+	from->totals->repairs += totals.repairs;
 	sim_world_leave(&before);
 	oracle_destroy(run->oracle);
 	disk_host_destroy(run->host);
@@ -105,6 +106,10 @@ static void recover_at_random(struct run *run)
 {
 	unsigned lives = random_chance(&run->random, 300) ? (unsigned)random_range(&run->random, 2, LIVES_MAX) : 1;
 
+	if (random_chance(&run->random, run->rotten ? 500 : 60))
+		repair_one(run);
+	if (random_chance(&run->random, 60))
+		look_offline(run);
 	while (lives-- > 0 && !run->store_lost)
 		recover(run, lives == 0);
 }

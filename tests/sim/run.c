@@ -77,7 +77,7 @@ static void one_life(struct run *run)
 		return;
 	if (run->opened_before && random_chance(random, 100))
 		tamper(run);
-	if (run->opened_before && random_chance(random, 200))
+	if (run->opened_before && random_chance(random, run->may_rot ? 600 : 100))
 		rot(run);
 	plan_memory(run);
 	plan_crash(run, kind, steps);

@@ -9,6 +9,7 @@
  *   snapshots.c  taking and dropping snapshots
  *   merging.c    putting the origin back
  *   probe.c      crashes on the side
+ *   offline.c    the offline tools upon what a crash left
  *   damage.c     what happens to disks while no server runs
  */
 #ifndef TESTS_SIM_RUN_H
@@ -116,6 +117,7 @@ bool is_folding(struct run *run);
 bool may_wait(const struct run *run);
 void choose_absent(struct run *run);
 void shuffle(struct run *run, const char **paths, size_t count);
+size_t choose_paths(struct run *run, const char **paths, bool all); /* of the stores that are to be named */
 int try_open(struct run *run, bool by_record, bool all, struct complaint *complaint);
 bool open_volume(struct run *run); /* false: a crash, or nothing more can be done with this volume */
 void request_stop(struct run *run);
@@ -159,6 +161,11 @@ void probe_all(struct run *run);
 
 void rot(struct run *run);
 void tamper(struct run *run);
+
+/* ---- offline.c ---- */
+
+void look_offline(struct run *run);
+void repair_one(struct run *run);
 
 /* ---- merging.c ---- */
 

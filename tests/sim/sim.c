@@ -101,6 +101,7 @@ static void totals_add(struct sim_totals *to, const struct sim_totals *from)
 	to->probes += from->probes;
 	to->memory_failures += from->memory_failures;
 	to->damages += from->damages;
+	to->repairs += from->repairs;
 	to->refusals += from->refusals;
 	to->vanished += from->vanished;
 	to->rooms += from->rooms;
@@ -117,9 +118,9 @@ static void totals_print(const struct sim_totals *totals)
 	       (number)totals->events, (number)totals->requests, (number)totals->reads_checked,
 	       (number)totals->snapshots, (number)totals->drops, (number)totals->merges,
 	       (number)totals->merges_resumed);
-	printf("# %llu allocations failed, %llu disks gone, %llu times no room, %llu damages, %llu changed origins refused\n",
+	printf("# %llu allocations failed, %llu disks gone, %llu times no room, %llu damages, %llu repairs, %llu changed origins refused\n",
 	       (number)totals->memory_failures, (number)totals->vanished, (number)totals->rooms, (number)totals->damages,
-	       (number)totals->refusals);
+	       (number)totals->repairs,	       (number)totals->refusals);
 }
 
 /* ---- what failed ---- */

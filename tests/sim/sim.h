@@ -205,7 +205,7 @@ void sim_check_stores(struct disk_host *host, struct sim_file *const *files, siz
 struct sim_totals {
 	uint64_t runs, lives, power_cuts, kills, events, requests, snapshots, drops, faults, reads_checked;
 	uint64_t merges, merges_resumed, probes;
-	uint64_t memory_failures, damages, refusals, vanished, rooms;
+	uint64_t memory_failures, repairs, damages, refusals, vanished, rooms;
 };
 
 void sim_run(uint64_t seed, struct sim_totals *totals);
