@@ -115,7 +115,8 @@ void settle(struct run *run)
 
 /* ---- starting ---- */
 
-enum found { FOUND_NONE, FOUND_EMPTY, FOUND_PREPARED, FOUND_OTHER };
+/* UNFINISHED: sealed, but without a successor. */
+enum found { FOUND_NONE, FOUND_EMPTY, FOUND_PREPARED, FOUND_UNFINISHED, FOUND_OTHER };
 
 /* What the superblock of a store says, to somebody who looks at the disk. */
 static enum found look_at_store(const struct run *run, unsigned store)
@@ -135,6 +136,8 @@ static enum found look_at_store(const struct run *run, unsigned store)
 		generation = superblock.generation;
 		found = superblock.state == STATE_EMPTY	   ? FOUND_EMPTY :
 			superblock.state == STATE_PREPARED ? FOUND_PREPARED :
+			superblock.state == STATE_SEALED && uuid_is_nil(&superblock.successor_uuid) ?
+							     FOUND_UNFINISHED :
 							     FOUND_OTHER;
 	}
 	return found;
@@ -164,7 +167,7 @@ void choose_absent(struct run *run)
 		if (snap->state == SNAP_DROPPING || snap->state == SNAP_CREATING || snap->state == SNAP_UNKNOWN)
 			away = false;
 		/* A snapshot whose store could not be made active exists all the same; the one before it is needed. */
-		if (snap->state == SNAP_EXISTS && run->faulty && look_at_store(run, snap->store) == FOUND_PREPARED)
+		if (snap->state == SNAP_EXISTS && may_fail(run) && look_at_store(run, snap->store) < FOUND_OTHER)
 			away = false;
 		present += snap->state == SNAP_EXISTS;
 	}

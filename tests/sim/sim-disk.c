@@ -849,7 +849,8 @@ static bool run_event(struct disk_host *host)
 	io = container_of(link, struct disk_io, link);
 	flight = flight_of(io);
 	host->time_ns += random_below(&host->random, 200000);
-	if (!host->dead && host->order == SIM_AT_RANDOM && !flight->started && is_partly_op(io->op) && random_chance(&host->random, 300)) {
+	if (!host->dead && host->order == SIM_AT_RANDOM && !flight->started && is_partly_op(io->op) &&
+	    random_chance(&host->random, 300)) {
 		uint64_t middle = flight->from + random_below(&host->random, flight->to - flight->from + 1);
 
 		flight->started = true;

@@ -213,6 +213,10 @@ void sim_run(uint64_t seed, struct sim_totals *totals);
 /* ---- exhaustive.c ---- */
 
 uint64_t sim_schedule_count(void);
+/* Those of up to 2 operations are, in each of so many modes (exhaustive.c), the first ones, from sim_schedule_short(). */
+#define SCHEDULE_MODES 3u
+#define SCHEDULES_SHORT 288u
+uint64_t sim_schedule_short(unsigned mode);
 void sim_schedule(uint64_t number, struct sim_totals *totals);
 
 #endif
