@@ -176,13 +176,18 @@ void operation_update_store(struct volume *volume, struct store *store,
 	store_update_start(store, &volume->operation_update);
 }
 
+static void warn_of_record(const struct volume *volume, int error)
+{
+	log_warning("volume %s: its record in %s cannot be written (%s): the next start needs the stores named", volume->name,
+		    volume->record->directory, strerror(-error));
+}
+
 void record_save_or_warn(struct volume *volume)
 {
 	int error = record_save(volume->record);
 
 	if (error != 0)
-		log_warning("volume %s: its record in %s cannot be written (%s): the next start needs the stores named",
-			    volume->name, volume->record->directory, strerror(-error));
+		warn_of_record(volume, error);
 }
 
 /* The record is read from anywhere. An absolute path stays as it is: it may be a name that outlives what it leads to. */
@@ -214,8 +219,12 @@ int record_add_store(struct record *record, const struct store *store)
 
 void record_remember(struct volume *volume, const struct snapshot *snapshot)
 {
-	if (record_add_store(volume->record, snapshot->store) == 0)
+	int error = record_add_store(volume->record, snapshot->store);
+
+	if (error == 0)
 		record_save_or_warn(volume);
+	else
+		warn_of_record(volume, error);
 }
 
 void record_forget(struct volume *volume, const struct snapshot *snapshot)

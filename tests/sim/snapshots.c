@@ -117,7 +117,7 @@ static void dropped(struct operation *operation, int error)
 		snap_gone(snap);
 	else if (export_find(&run->exports, snap->name) != NULL)
 		snap->state = SNAP_EXISTS;
-	snap->doubtful = snap->doubtful || (error != 0 && run->faulty);
+	snap->doubtful = snap->doubtful || (error != 0 && may_fail(run));
 }
 
 /* A store that could not be joined may say all the same that it is: it is not used for anything else. */
@@ -158,6 +158,7 @@ unsigned snaps_busy(const struct run *run)
 static void format_store(struct run *run, unsigned index)
 {
 	struct geometry geometry = { run->block_bytes, 0, FIRST_AREA_OFFSET };
+	bool paused = sim_memory_pause(true);
 	uint64_t limit = 0;
 	struct disk *disk;
 
@@ -181,6 +182,7 @@ static void format_store(struct run *run, unsigned index)
 		sim_fail("a store cannot be formatted");
 	disk_close(disk);
 	sim_set_immediate(run->host, false);
+	(void)sim_memory_pause(paused);
 }
 
 void snapshot_take(struct run *run, unsigned store)
