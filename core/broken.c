@@ -64,7 +64,7 @@ static void marked(struct volume *volume)
 {
 	struct store *store = broken_snapshot(volume)->store;
 
-	store->superblock.broken = volume->broken_mark;
+	store_mark_broken(store, volume->broken_mark);
 	log_warning("volume %s: the chain is BROKEN at snapshot %s (%s): writes go on, blocks not preserved by now are lost to this and older snapshots",
 		    volume->name, store->superblock.name, broken_reason_text(volume->broken_mark.reason));
 	warn_tell(volume, VOLUME_EVENT_BROKEN, 0);

@@ -229,6 +229,7 @@ static void update_step_done(struct disk_io *io, int error);
 static void update_end(struct store *store, bool ok)
 {
 	struct store_update *update = store->update;
+	int error = ok ? 0 : store->first_error; /* the next change begins with one of its own */
 
 	store->step = UPDATE_IDLE;
 	store->update = NULL;
@@ -247,7 +248,13 @@ static void update_end(struct store *store, bool ok)
 
 		store_update_start(store, next);
 	}
-	update->done(update, ok ? 0 : store->first_error);
+	update->done(update, error);
+}
+
+void store_mark_broken(struct store *store, struct broken_mark mark)
+{
+	store->superblock.broken = mark;
+	store->next.broken = mark;
 }
 
 static void wipe_next_part(struct store *store);

@@ -120,6 +120,12 @@ __attribute__((warn_unused_result)) int store_update_wait(struct store *store,
 __attribute__((warn_unused_result)) int store_wipe_wait(struct store *store);
 
 /*
+ * In memory, the mark being durable elsewhere: what the store's superblock says from here on, also when a change of it is
+ * under way; the next one takes it along.
+ */
+void store_mark_broken(struct store *store, struct broken_mark mark);
+
+/*
  * A flush has ended with `error`: whether what was written since barriers_failed was `failed_before` is durable. 0 or a
  * negative errno.
  */
