@@ -83,10 +83,10 @@ class Folder:
 class Server:
     """`rowsnap serve`: is_ready, or ended by itself."""
 
-    def __init__(self, folder, arguments):
+    def __init__(self, folder, arguments, program=(ROWSNAP,)):
         self.folder = folder
         self.errors = tempfile.TemporaryFile()
-        self.process = subprocess.Popen([ROWSNAP, "serve", f"--volume={VOLUME}", *map(str, arguments)],
+        self.process = subprocess.Popen([*map(str, program), "serve", f"--volume={VOLUME}", *map(str, arguments)],
                                         cwd=folder.path, env=folder.environment, stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=self.errors, bufsize=0)
         self.output = b""
