@@ -69,6 +69,7 @@ void store_close(struct store *store)
 	if (store == NULL)
 		return;
 	assert(store->pins == 0 && store->update == NULL && store->load == NULL);
+	trouble_end(&store->trouble, "store", store->path);
 	log_destroy(store->log);
 	map_destroy(store->map);
 	disk_close(store->disk);

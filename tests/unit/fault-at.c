@@ -15,6 +15,7 @@
  *     --calls          those counted; all when left out
  *     --path           only calls on a file whose path has TEXT in it: by descriptor or name; of io_submit, by its first request
  *     --onwards        so do all that follow (not with --kill)
+ *     --without-aio    there is no libaio besides: io_setup says ENOSYS, so that all disk I/O is done by the calls above
  *     --report         FILE gets one line: how many were counted, how many went wrong, and the name of the first that did
  *
  * It ends as the program does (128 and the signal's number when a signal ended that); SIGTERM and SIGINT are passed on. It
@@ -86,6 +87,8 @@ static const struct call {
 	{ "io_setup", SYS_io_setup, NONE },
 	{ "io_getevents", SYS_io_getevents, NONE },
 	{ "eventfd2", SYS_eventfd2, NONE },
+	{ "accept4", SYS_accept4, NONE },
+	{ "mmap", SYS_mmap, NONE },
 	{ "epoll_wait", SYS_epoll_wait, NONE },
 	{ "poll", SYS_poll, NONE },
 };
@@ -101,7 +104,7 @@ struct patch {
 
 struct thread {
 	pid_t id; /* 0: free */
-	bool fails;
+	long error; /* what the call it is in shall return; 0: as it will */
 	struct patch patch;
 };
 
@@ -109,7 +112,7 @@ static struct {
 	enum what what;
 	long error;
 	unsigned long when;
-	bool onwards;
+	bool onwards, without_aio;
 	bool counted[CALLS];
 	bool all;
 	const char *path, *report;
@@ -297,6 +300,14 @@ static bool move_far(struct thread *thread, const struct user_regs_struct *regis
 	return true;
 }
 
+static void fail(struct thread *thread, struct user_regs_struct *registers, long error)
+{
+	thread->error = error;
+	registers->orig_rax = (unsigned long long)-1;
+	if (ptrace(PTRACE_SETREGS, thread->id, 0, registers) != 0)
+		die("cannot set the program's registers");
+}
+
 /* Has the call that the thread is about to make go wrong. False when it cannot. */
 static bool spoil(struct thread *thread, struct user_regs_struct *registers)
 {
@@ -307,9 +318,8 @@ static bool spoil(struct thread *thread, struct user_regs_struct *registers)
 		(void)kill(program, SIGKILL);
 		break;
 	case ERROR:
-		thread->fails = true;
-		registers->orig_rax = (unsigned long long)-1;
-		break;
+		fail(thread, registers, options.error);
+		return true;
 	case SHORT:
 		done = shorten(thread, registers);
 		break;
@@ -332,6 +342,10 @@ static void call_begins(struct thread *thread)
 	if (ptrace(PTRACE_GETREGS, thread->id, 0, &registers) != 0)
 		return; /* killed meanwhile */
 	call = call_of(registers.orig_rax);
+	if (options.without_aio && registers.orig_rax == SYS_io_setup) {
+		fail(thread, &registers, ENOSYS);
+		return;
+	}
 	if (!counts(thread->id, &registers, call))
 		return;
 	count++;
@@ -346,12 +360,10 @@ static void call_ends(struct thread *thread)
 	struct user_regs_struct registers;
 
 	patch_undo(thread);
-	if (!thread->fails)
+	if (thread->error == 0 || ptrace(PTRACE_GETREGS, thread->id, 0, &registers) != 0)
 		return;
-	thread->fails = false;
-	if (ptrace(PTRACE_GETREGS, thread->id, 0, &registers) != 0)
-		return;
-	registers.rax = (unsigned long long)-options.error;
+	registers.rax = (unsigned long long)-thread->error;
+	thread->error = 0;
 	(void)ptrace(PTRACE_SETREGS, thread->id, 0, &registers);
 }
 
@@ -477,6 +489,7 @@ static void parse(int argc, char **argv)
 		{ "nothing", no_argument, NULL, 'n' },	   { "when", required_argument, NULL, 'w' },
 		{ "calls", required_argument, NULL, 'c' }, { "path", required_argument, NULL, 'p' },
 		{ "onwards", no_argument, NULL, 'o' },	   { "report", required_argument, NULL, 'r' },
+		{ "without-aio", no_argument, NULL, 'a' },
 		{ NULL, 0, NULL, 0 },
 	};
 	int option;
@@ -492,6 +505,7 @@ static void parse(int argc, char **argv)
 		case 'c': choose_calls(optarg); break;
 		case 'p': options.path = optarg; break;
 		case 'o': options.onwards = true; break;
+		case 'a': options.without_aio = true; break;
 		case 'r': options.report = optarg; break;
 		default: exit(125);
 		}
