@@ -186,6 +186,7 @@ struct log *volume_log(const struct volume *volume);
 bool volume_is_broken(const struct volume *volume); /* writes go on unprotected */
 /* A request of the origin has ended: tells the log what failed, and when it answers again. */
 void origin_answered(struct volume *volume, const struct disk_io *io, int error);
+void troubles_end(struct volume *volume); /* tells what was only counted */
 struct snapshot *volume_find(const struct volume *volume, const char *name, size_t *index);
 bool volume_name_is_absent(const struct volume *volume, const char *name);
 void volume_remove_from_chain(struct volume *volume, size_t index);

@@ -280,9 +280,6 @@ void volume_close(struct volume *volume)
 {
 	if (volume == NULL)
 		return;
-	trouble_end(&volume->origin_trouble, "origin", volume->origin_path);
-	trouble_end(&volume->lost_trouble, "blocks lost: origin", volume->origin_path);
-	trouble_end(&volume->read_trouble, "volume", volume->name);
 	fold_free(volume);
 	if (volume->origin_export.ops != NULL && !volume->origin_export.gone)
 		export_remove(volume->exports, &volume->origin_export);
@@ -383,6 +380,18 @@ void origin_answered(struct volume *volume, const struct disk_io *io, int error)
 	trouble_tell(&volume->origin_trouble, volume->host, "origin %s: a %s of %llu bytes at %llu failed: %s",
 		     volume->origin_path, names[io->op], (unsigned long long)io->length, (unsigned long long)io->offset,
 		     strerror(-error));
+}
+
+void troubles_end(struct volume *volume)
+{
+	for (size_t i = 0; i < volume->chain_count; i++) {
+		struct store *store = volume->chain[i]->store;
+
+		trouble_end(&store->trouble, "store", store->path);
+	}
+	trouble_end(&volume->origin_trouble, "origin", volume->origin_path);
+	trouble_end(&volume->lost_trouble, "blocks lost: origin", volume->origin_path);
+	trouble_end(&volume->read_trouble, "volume", volume->name);
 }
 
 static void trouble_ticks(struct volume *volume)

@@ -9,7 +9,7 @@ import errno
 
 import faults
 from faults import Fault, Sweep
-from history import Ended, Trial, expect
+from history import Ended, Stuck, Trial, expect
 
 TROUBLE = ("BROKEN", " lost", "cannot be", "failed", "void", "writes fail")
 
@@ -25,9 +25,13 @@ def hurt(at, *arguments, options=()):
         fault = Fault([*arguments], at, trial.path / "report")
         trial.wrapper = fault.wrapper()
         trial.errors_allowed = True
+        trial.patience = 5 if "--onwards" in arguments else 60
         try:
             if trial.start():
-                stopped = trial.live()
+                try:
+                    stopped = trial.live()
+                except Stuck:
+                    stopped = False
                 if not stopped:
                     trial.server.process.terminate()
                     expect(trial.has_ended(), "it does not end when it is told to")

@@ -121,26 +121,39 @@ class History:
         return self.origin if name == "origin" else self.there.get(name) or self.maybe[name]
 
 
+class Stuck(Exception):
+    """A snapshot whose outcome is unknown, and writes that wait for it: only a stop helps."""
+
+
 class Ended(Exception):
     """The server is gone in the middle of it."""
 
 
 class Trial(Folder):
-    """`wrapper`: a command that servers are run by, until it is set to []. `program`: what is served by."""
+    """
+    `wrapper`: a command that servers are run by, until it is set to []. `program`: what is served by. `place`: where the
+    origin and the stores lie, if not in the folder, as a function of "origin" and of a snapshot's name.
+    """
 
-    def __init__(self, origin_bytes=160 * BLOCK + SECTOR, seed=1, program=ROWSNAP, parent=None, options=()):
+    def __init__(self, origin_bytes=160 * BLOCK + SECTOR, seed=1, program=ROWSNAP, parent=None, options=(), place=None):
         if parent is None and os.access(MEMORY, os.W_OK):
             parent = MEMORY
         super().__init__(parent)
         self.chance = random.Random(seed)
         self.program, self.options = program, list(options)
-        self.origin = self.path / "origin.img"
-        self.origin.write_bytes(self.chance.randbytes(origin_bytes))
-        self.history = History(self.origin.read_bytes())
+        self.place = place or (lambda name: self.path / ("origin.img" if name == "origin" else f"{name}.store"))
+        self.origin = self.place("origin")
+        image = self.chance.randbytes(origin_bytes)
+        self.origin.touch()
+        with open(self.origin, "r+b") as file:
+            file.write(image)
+            os.fsync(file.fileno())
+        self.history = History(image)
         self.wrapper = []
         self.server = self.client = None
         self.errors_allowed = False  # of reads
         self.stopping = False
+        self.patience = 60  # seconds for a command
         self.failures = []  # texts: requests and commands that were answered with an error
         self.marks = []     # a function (text) for each who wants to know what is begun and done
 
@@ -177,14 +190,17 @@ class Trial(Folder):
         done = self.command("stop", VOLUME)
         if done == 0:
             expect(self.has_ended(), "the server stays after a stop")
+            self.mark("stopped")
             return self.server.process.returncode == 0
         return False
 
     def command(self, *arguments, program=None):
         """The exit status of a command. Ended, when it fails because the server has."""
         try:
-            result = self.run(program or self.program, *arguments, seconds=60)
+            result = self.run(program or self.program, *arguments, seconds=self.patience)
         except subprocess.TimeoutExpired:
+            if any("writes stop until its state is known" in line for line in self.server.error_lines()):
+                raise Stuck() from None
             raise Wrong(f"rowsnap {' '.join(map(str, arguments))} does not end") from None
         if result.returncode != 0:
             if self.server.process.poll() is not None or b"server" in result.stderr and self.has_ended(1):
@@ -224,7 +240,7 @@ class Trial(Folder):
             raise Wrong("a request is not answered") from None
         except (OSError, nbd_client.Gone):
             raise Ended() from None
-        self.mark("written", requests)
+        self.mark("written", requests, flags)
 
     def answered(self, request, error):
         kind, offset, data = request
@@ -246,7 +262,7 @@ class Trial(Folder):
             self.mark("flushed")
 
     def store(self, name):
-        return self.path / f"{name}.store"
+        return self.place(name)
 
     def format(self, name):
         """Small areas, so that there are several: no option asks for them, but every reader must know them."""

@@ -10,7 +10,7 @@
  *                      request of an io_submit, whose completion then tells of half
  *     --far            the first request of an io_submit goes to an offset where there can be nothing: its completion tells
  *                      an error, or 0 bytes
- *     --nothing        nothing: only counts
+ *     --nothing        nothing: only counts (as does --when=0)
  *
  *     --calls          those counted; all when left out
  *     --path           only calls on a file whose path has TEXT in it: by descriptor or name; of io_submit, by its first request
@@ -349,7 +349,7 @@ static void call_begins(struct thread *thread)
 	if (!counts(thread->id, &registers, call))
 		return;
 	count++;
-	if (count < options.when || (count > options.when && !options.onwards))
+	if (options.when == 0 || count < options.when || (count > options.when && !options.onwards))
 		return;
 	if (spoil(thread, &registers) && fired++ == 0)
 		first_fired = call != NULL ? call->name : "another";
