@@ -167,7 +167,7 @@ struct volume {
 	bool unusable; /* what the newest store says on disk is unknown: every write fails until the next start */
 
 	/* What the log was told of. */
-	struct trouble origin_trouble, lost_trouble, read_trouble;
+	struct trouble origin_trouble, back_trouble, lost_trouble, read_trouble;
 	uint64_t origin_failures; /* since it answered last */
 
 	struct volume_report counters;

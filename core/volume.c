@@ -370,7 +370,7 @@ void origin_answered(struct volume *volume, const struct disk_io *io, int error)
 					     [DISK_DISCARD] = "discard" };
 
 	if (error == 0 && volume->origin_failures > 0) {
-		trouble_tell(&volume->origin_trouble, volume->host, "origin %s: answers again, after %llu requests that failed",
+		trouble_tell(&volume->back_trouble, volume->host, "origin %s: answers again, after %llu requests that failed",
 			     volume->origin_path, (unsigned long long)volume->origin_failures);
 		volume->origin_failures = 0;
 	}
@@ -390,6 +390,7 @@ void troubles_end(struct volume *volume)
 		trouble_end(&store->trouble, "store", store->path);
 	}
 	trouble_end(&volume->origin_trouble, "origin", volume->origin_path);
+	trouble_end(&volume->back_trouble, "back and gone: origin", volume->origin_path);
 	trouble_end(&volume->lost_trouble, "blocks lost: origin", volume->origin_path);
 	trouble_end(&volume->read_trouble, "volume", volume->name);
 }
@@ -402,6 +403,7 @@ static void trouble_ticks(struct volume *volume)
 		trouble_tick(&store->trouble, volume->host, "store", store->path);
 	}
 	trouble_tick(&volume->origin_trouble, volume->host, "origin", volume->origin_path);
+	trouble_tick(&volume->back_trouble, volume->host, "back and gone: origin", volume->origin_path);
 	trouble_tick(&volume->lost_trouble, volume->host, "blocks lost: origin", volume->origin_path);
 	trouble_tick(&volume->read_trouble, volume->host, "volume", volume->name);
 }

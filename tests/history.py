@@ -141,10 +141,12 @@ class Trial(Folder):
         super().__init__(parent)
         self.chance = random.Random(seed)
         self.program, self.options = program, list(options)
+        self.stores_are_given = place is not None
         self.place = place or (lambda name: self.path / ("origin.img" if name == "origin" else f"{name}.store"))
         self.origin = self.place("origin")
         image = self.chance.randbytes(origin_bytes)
-        self.origin.touch()
+        if not self.origin.exists():
+            self.origin.touch()
         with open(self.origin, "r+b") as file:
             file.write(image)
             os.fsync(file.fileno())
@@ -267,7 +269,7 @@ class Trial(Folder):
     def format(self, name):
         """Small areas, so that there are several: no option asks for them, but every reader must know them."""
         path = self.store(name)
-        if path.is_block_device():
+        if self.stores_are_given and path.exists():
             self.must(ROWSNAP, "format", "--force", path)
         else:
             path.unlink(missing_ok=True)

@@ -30,14 +30,14 @@ import format_reader
 from format_reader import EMPTY, Superblock
 from history import BLOCK, SECTOR, Content, Ended, History, Trial, Wrong, expect
 from nbd_client import FUA, TRIM
-from sandbox import ROWSNAP, SLOW
+from sandbox import ROWSNAP, SLOW, Folder
 
 TESTS = pathlib.Path(__file__).resolve().parent
 MIB = 1 << 20
 ORIGIN_BYTES = 160 * BLOCK + SECTOR
 NAMES = "abcdefg"
 SLICE_BYTES = 3 * MIB
-DISK_BYTES = MIB + len(NAMES) * SLICE_BYTES
+DISK_BYTES = {"slices": MIB + len(NAMES) * SLICE_BYTES, "ext4": 48 * MIB}
 LOG_BYTES = 256 * MIB
 FLUSHED, FORCED, DISCARDED, MARK = 1, 2, 4, 8
 LOG_MAGIC = 0x6a736677736872
@@ -61,7 +61,7 @@ def slice_of(name):
 
 def make_disk(kind):
     """Where the origin and the stores lie on the disk that is recorded."""
-    sectors = DISK_BYTES // SECTOR
+    sectors = DISK_BYTES[kind] // SECTOR
     run("dmsetup", "create", "cut", "--table", f"0 {sectors} log-writes /dev/ubda /dev/ubdb")
     run("dmsetup", "mknodes")
     if kind == "ext4":
@@ -109,7 +109,10 @@ def record(kind, folder):
         os.sync()
         mark("begin", bytes(trial.history.origin.certain))
         trial.marks.append(mark)
-        live_and_die_and_live(trial)
+        try:
+            live_and_die_and_live(trial)
+        except Wrong as error:
+            raise Wrong(f"{error}: {trial.failures} {trial.server.error_lines()}") from error
         expect(not trial.failures, f"{trial.failures}")
     if kind == "ext4":
         run("umount", "/run/top")
@@ -285,7 +288,7 @@ class Replay:
 
     def states(self):
         """(number, image, oracle) of every state there is."""
-        oracle, image, number = Oracle(self.events), bytearray(DISK_BYTES), 0
+        oracle, image, number = Oracle(self.events), bytearray(DISK_BYTES[self.kind]), 0
         before, pending = bytearray(image), []
         for at, entry in enumerate(self.entries):
             if entry.flags & MARK:
@@ -329,12 +332,12 @@ class Replay:
 
 def make_record(kind, folder):
     """Runs the guest. A reason to skip, or None."""
-    for name, size in (("disk", DISK_BYTES), ("log", LOG_BYTES)):
+    for name, size in (("disk", DISK_BYTES[kind]), ("log", LOG_BYTES)):
         with open(folder / name, "wb") as file:
             file.truncate(size)
     environment = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("ROWSNAP")]
     done = subprocess.run([TESTS / "vm/uml-run", "-t", str(200 * SLOW), "-d", folder / "disk", "-d", folder / "log",
-                           "-k", "dm-mod", "-k", "dm-log-writes", "-s", folder, "--", "env", *environment,
+                           "-k", "dm-log-writes", "-s", folder, "--", "env", *environment,
                            f"ROWSNAP={ROWSNAP}", "ROWSNAP_SLOW=20", sys.executable, __file__, "--record", kind, folder],
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode == 126:
@@ -359,7 +362,7 @@ def check(kind, options):
     reason = skip_reason(kind)
     if reason:
         return reason, ""
-    with Trial(SECTOR) as scratch:
+    with Folder() as scratch:
         folder = pathlib.Path(options.keep or scratch.path)
         if not (folder / "events").exists():
             reason = make_record(kind, folder)
