@@ -27,7 +27,7 @@ import sys
 import time
 
 import format_reader
-from format_reader import EMPTY, Superblock
+from format_reader import EMPTY
 from history import BLOCK, SECTOR, Content, Ended, History, Trial, Wrong, expect
 from nbd_client import FUA, TRIM
 from sandbox import ROWSNAP, SLOW, Folder
@@ -235,12 +235,10 @@ class After(Trial):
         disk.unlink()
 
     def is_in_use(self, path):
-        """Whether it is a store, and not empty."""
+        """Whether it is a store, and not empty. One that was being wiped is none, at the latest when both copies are hurt."""
         data = path.read_bytes()
         copies = [data[at:at + format_reader.SUPERBLOCK_BYTES] for at in format_reader.SUPERBLOCK_OFFSETS]
-        if not any(copy.startswith(format_reader.MAGIC) for copy in copies):
-            return False
-        found = [Superblock.decode(copy) for copy in copies if copy.startswith(format_reader.MAGIC)]
+        found = [superblock for superblock in map(format_reader.judge_copy, copies) if superblock]
         return any(superblock.state != EMPTY for superblock in found)
 
     def restart(self):

@@ -8,8 +8,7 @@
  *     --error=NUMBER   the call is not carried out and returns this errno
  *     --short          the call transfers half of what it was asked for: pread64, pwrite64, preadv, pwritev, and the first
  *                      request of an io_submit, whose completion then tells of half
- *     --far            the first request of an io_submit goes to an offset where there can be nothing: its completion tells
- *                      an error, or 0 bytes
+ *     --complete       the first request of an io_submit is given memory that is not there: its completion tells an error
  *     --nothing        nothing: only counts (as does --when=0)
  *
  *     --calls          those counted; all when left out
@@ -51,7 +50,7 @@ int main(void)
 }
 #else
 
-enum what { KILL, ERROR, SHORT, FAR, NOTHING };
+enum what { KILL, ERROR, SHORT, COMPLETE, NOTHING };
 enum argument { NONE, DESCRIPTOR, PATH_FIRST, PATH_SECOND, REQUESTS };
 
 static const struct call {
@@ -288,7 +287,8 @@ static bool shorten(struct thread *thread, struct user_regs_struct *registers)
 	}
 }
 
-static bool move_far(struct thread *thread, const struct user_regs_struct *registers)
+/* The kernel takes the vectors when it is given the request, and looks at the memory when it carries it out. */
+static bool fail_completion(struct thread *thread, const struct user_regs_struct *registers)
 {
 	unsigned long long address;
 	struct iocb request;
@@ -296,7 +296,7 @@ static bool move_far(struct thread *thread, const struct user_regs_struct *regis
 	if (registers->orig_rax != SYS_io_submit || !peek_request(thread->id, registers, &address, &request) ||
 	    (request.aio_lio_opcode != IO_CMD_PREADV && request.aio_lio_opcode != IO_CMD_PWRITEV))
 		return false;
-	patch_word(thread, address + offsetof(struct iocb, u.c.offset), 0x7ffffffffff00000);
+	patch_word(thread, (unsigned long long)(uintptr_t)request.u.c.buf + offsetof(struct iovec, iov_base), 4096);
 	return true;
 }
 
@@ -323,8 +323,8 @@ static bool spoil(struct thread *thread, struct user_regs_struct *registers)
 	case SHORT:
 		done = shorten(thread, registers);
 		break;
-	case FAR:
-		done = move_far(thread, registers);
+	case COMPLETE:
+		done = fail_completion(thread, registers);
 		break;
 	case NOTHING:
 		return false;
@@ -485,7 +485,7 @@ static void parse(int argc, char **argv)
 {
 	static const struct option known[] = {
 		{ "kill", no_argument, NULL, 'k' },	   { "error", required_argument, NULL, 'e' },
-		{ "short", no_argument, NULL, 's' },	   { "far", no_argument, NULL, 'f' },
+		{ "short", no_argument, NULL, 's' },	   { "complete", no_argument, NULL, 'f' },
 		{ "nothing", no_argument, NULL, 'n' },	   { "when", required_argument, NULL, 'w' },
 		{ "calls", required_argument, NULL, 'c' }, { "path", required_argument, NULL, 'p' },
 		{ "onwards", no_argument, NULL, 'o' },	   { "report", required_argument, NULL, 'r' },
@@ -499,7 +499,7 @@ static void parse(int argc, char **argv)
 		case 'k': options.what = KILL; break;
 		case 'e': options.what = ERROR; options.error = strtol(optarg, NULL, 10); break;
 		case 's': options.what = SHORT; break;
-		case 'f': options.what = FAR; break;
+		case 'f': options.what = COMPLETE; break;
 		case 'n': options.what = NOTHING; break;
 		case 'w': options.when = strtoul(optarg, NULL, 10); break;
 		case 'c': choose_calls(optarg); break;
