@@ -58,7 +58,7 @@ SIM_SOURCES := $(sort $(wildcard tests/sim/*.c))
 FAKE_SOURCES := $(sort $(wildcard tests/fake/*-preload.c))
 PRODUCT_SOURCES := $(PROGRAM_SOURCES) $(LIBRARY_SOURCES)
 SOURCES := $(PRODUCT_SOURCES) $(UNIT_SOURCES) $(SIM_SOURCES)
-SCRIPTS = .ci/run tests/install-tools tests/quickstart $(wildcard tests/*.bash) cmd/rowsnap.bash-completion \
+SCRIPTS = .ci/run tests/install-tools tests/quickstart tests/vm/uml-run $(wildcard tests/*.bash) cmd/rowsnap.bash-completion \
 	$(sort $(wildcard tests/*.bats))
 
 objects = $(1:%.c=$(BUILD)/obj/%.o)
@@ -71,7 +71,7 @@ FAKES = $(FAKE_SOURCES:tests/fake/%.c=$(BUILD)/tests/%.so)
 
 ## What people ask for
 
-.PHONY: all static install uninstall clean help objects tests check bench quickstart FORCE
+.PHONY: all static install uninstall clean help objects tests check sweep bench quickstart FORCE
 .PHONY: analyze analyze-gcc analyze-tidy analyze-cppcheck analyze-scan analyze-scripts
 
 all: $(PROGRAM)
@@ -84,6 +84,7 @@ help:
 	@echo 'make static          ./rowsnap.static, which needs no shared library'
 	@echo 'make quickstart      installs what the build needs, builds, and shows what rowsnap does'
 	@echo 'make check           all tests, plain and under sanitizers; TESTS="drop* test-map" picks some'
+	@echo 'make sweep           the fault and power-cut tests at every call and every flush: an hour, and two cores'
 	@echo 'make analyze         gcc -fanalyzer, clang-tidy, cppcheck, scan-build, shellcheck'
 	@echo 'make bench           speed, next to that of others'
 	@echo 'make install         to $$(DESTDIR)$$(PREFIX), by default /usr/local; make uninstall undoes it'
@@ -180,6 +181,15 @@ check:
 	$(Q)$(MAKE) $(parallel) all tests
 	$(Q)$(MAKE) $(parallel) SANITIZE=address,undefined BUILD=$(BUILD)/address-undefined WERROR= tests
 	$(Q)tests/run $(if $(TESTS),--only='$(TESTS)') $(BUILD) $(BUILD)/address-undefined
+
+# What make check takes a sample of: each is run to its end, also when another has failed.
+SWEEPS = killed-anywhere failing-calls power-cut
+sweep:
+	$(Q)tests/install-tools build tests
+	$(Q)$(MAKE) $(parallel) all tests
+	$(Q)failed=; for sweep in $(SWEEPS); do echo "== $$sweep"; ROWSNAP=$(abspath $(PROGRAM)) \
+		ROWSNAP_BUILD=$(abspath $(BUILD)) python3 tests/$$sweep.py --all || failed="$$failed $$sweep"; done; \
+		if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 quickstart:
 	$(Q)tests/install-tools build quickstart
