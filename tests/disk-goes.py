@@ -21,7 +21,7 @@ import time
 import faults
 from faults import FAULT_AT, STATIC
 from format_reader import FIRST_AREA_OFFSET
-from history import BLOCK, SECTOR, Ended, Trial, Wrong, expect
+from history import BLOCK, EIO, SECTOR, Ended, Trial, Wrong, expect
 from linux import attach_loop, detach_loop, is_mounted
 from nbd_client import FLUSH, WRITE, Client
 from sandbox import ROWSNAP, SLOW, VOLUME, Folder
@@ -255,8 +255,8 @@ def origin_is_cut_short(kind):
                 expect(isinstance(data, bytes), f"block {offset // BLOCK}: error {data}")
                 trial.history.origin.expect_same(data, "before the end", offset)
             else:
-                expect(data == 5, f"behind the end, block {offset // BLOCK}: {str(data)[:20]}")
-        expect(client.read(half - BLOCK, 2 * BLOCK) == 5, "a read over the end succeeds")
+                expect(data == EIO, f"behind the end, block {offset // BLOCK}: {str(data)[:20]}")
+        expect(client.read(half - BLOCK, 2 * BLOCK) == EIO, "a read over the end succeeds")
         trial.do([(WRITE, 0, trial.chance.randbytes(BLOCK)), (WRITE, half - BLOCK, trial.chance.randbytes(BLOCK))])
         expect(not trial.failures, f"before the end: {trial.failures}")
         expect(client.do(FLUSH) == 0, "a flush fails")
@@ -308,6 +308,51 @@ def store_fails_for_a_while(kind, end):
         expect(state_of(trial) == "broken", f"after the restart, the snapshot is {state_of(trial)}")
         expect(trial.judge(errors_allowed=True) > 0, "nothing was lost")
         expect(not trial.failures, f"{trial.failures}")
+
+
+def store_is_back(kind, policy):
+    """fail, wait: a store that has failed takes no more, also when it is back; a new snapshot lets writes go on."""
+    with Bench("a", kind, options=[f"--on-full={policy}"]) as bench:
+        trial = bench.begin()
+        bench.remote.set_failing(True)
+        client = Client(trial.socket(), timeout=60 * SLOW).begin("origin")
+        everything = trial.chance.randbytes(ORIGIN_BYTES)
+        trial.history.origin.begun(0, everything)
+        cookie = client.ask(WRITE, 0, data=everything)
+        if policy == "fail":
+            expect(client.simple_head()[1] == EIO, "the write does not fail")
+        else:
+            wait_for(lambda: lines(trial, "writes wait"), "the log tells that writes wait")
+        bench.remote.set_failing(False)
+        if policy == "fail":
+            expect(client.do(WRITE, 0, data=everything) == EIO, "the store is back, and has failed, and takes more")
+        trial.snapshot("b")
+        if policy == "fail":
+            expect(client.do(WRITE, 0, data=everything) == 0, "with a new snapshot, a write fails")
+        else:
+            expect(client.simple_head() == (cookie, 0), "with a new snapshot, what waited fails")
+        client.close()
+        trial.history.origin.done(0, everything)
+        expect(state_of(trial) == "sealed" and state_of(trial, "b") == "active", f"{trial.listing()}")
+        trial.expect_all()
+        expect_clean_stop(trial)
+        trial.judge()
+
+
+def newest_is_gone(kind):
+    """Its store is not there at the start: an older one needs it, and nothing is served."""
+    with Bench("a", kind) as bench:
+        trial = bench.begin()
+        trial.snapshot("b")
+        trial.write(3)
+        expect_clean_stop(trial)
+        away = trial.store("b").with_suffix(".away")
+        trial.store("b").rename(away)
+        expect(not trial.start(), "an older snapshot is served without its successor")
+        said = trial.server.error_lines()
+        expect(any("b.store" in line for line in said), f"the store is not named: {said}")
+        away.rename(trial.store("b"))
+        trial.judge()
 
 
 def store_dies(kind, policy):
@@ -585,8 +630,11 @@ def checks():
         yield f"the origin, {on}, dies, and is back at the next start", remote(origin_dies, kind, root=root)
         yield f"a store, {on}, fails for a while; a stop", remote(store_fails_for_a_while, kind, "stop", root=root)
         yield f"a store, {on}, fails for a while; a crash", remote(store_fails_for_a_while, kind, "kill", root=root)
+        for policy in ("fail", "wait"):
+            yield f"a store, {on}, is back, --on-full={policy}", remote(store_is_back, kind, policy, root=root)
         for policy in ("break", "fail", "wait"):
             yield f"a store, {on}, dies, --on-full={policy}", remote(store_dies, kind, policy, root=root)
+    yield "the newest store is gone, and an older one is there", remote(newest_is_gone, "remote")
     yield "the origin fails a flush", static(origin_fails_a_flush)
     yield "the origin, a file, is truncated", lambda: origin_is_cut_short("file")
     yield "the origin, a loop device, is truncated beneath", loops(origin_is_cut_short, "loop")
