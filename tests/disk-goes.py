@@ -548,8 +548,8 @@ def guest_unplugged(which, module):
     command("insmod", module, "dev_size_mb=8")
     wait_for(scsi_disk, "there is a SCSI disk")
     disk = scsi_disk()
-    with Trial(8 << 20 if which == "origin" else ORIGIN_BYTES,
-               place=lambda name: disk if name == which else pathlib.Path(f"/tmp/{which}-{name}")) as trial:
+    with Folder() as folder, Trial(8 << 20 if which == "origin" else ORIGIN_BYTES,
+                                   place=lambda name: disk if name == which else folder.path / name) as trial:
         expect(trial.start(), f"not served: {trial.server.error_lines()}")
         trial.write(3)
         trial.snapshot("a")
