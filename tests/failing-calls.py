@@ -17,7 +17,8 @@ TROUBLE = ("BROKEN", " lost", "cannot be", "failed", "void", "writes fail")
 def expect_said(trial, errors):
     """What is an error now was told of in the log."""
     said = "\n".join(trial.server.error_lines())
-    expect(not errors or any(word in said for word in TROUBLE), f"{errors} blocks cannot be read, and the log: {said[-1000:]}")
+    expect(not errors or any(word in said for word in TROUBLE),
+           f"{errors} blocks cannot be read, and the log: {said[-1000:]}")
 
 
 def hurt(at, *arguments, options=()):

@@ -233,7 +233,8 @@ class Trial(Folder):
             asked = {}
             for request in requests:
                 kind, offset, data = request
-                cookie = self.client.ask(kind, offset, len(data), data if kind == WRITE else b"", flags * (kind != TRIM))
+                sent = data if kind == WRITE else b""
+                cookie = self.client.ask(kind, offset, len(data), sent, flags * (kind != TRIM))
                 asked[cookie] = request
             while asked:
                 cookie, error = self.client.simple_head()
