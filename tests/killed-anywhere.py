@@ -10,7 +10,7 @@ import faults
 from faults import CHANGING, Fault, Sweep, Template
 from history import Ended, Trial, expect
 from nbd_client import WRITE
-from sandbox import ROWSNAP, VOLUME
+from sandbox import ROWSNAP, SANITIZED, VOLUME
 
 KILL = ["--kill", f"--calls={CHANGING}"]
 KILL_ALL = ["--kill"]
@@ -44,12 +44,12 @@ def serve_through(trial, fault, work):
 
 
 def life(at):
-    with Trial(program=faults.STATIC, seed=at) as trial:
+    with Trial(program=faults.PROGRAM, seed=at) as trial:
         return serve_through(trial, Fault(KILL, at, trial.path / "report"), Trial.live)
 
 
 def life_any_call(at):
-    with Trial(program=faults.STATIC, seed=at) as trial:
+    with Trial(program=faults.PROGRAM, seed=at) as trial:
         return serve_through(trial, Fault(KILL_ALL, at, trial.path / "report"), Trial.live)
 
 
@@ -96,7 +96,7 @@ STOPPED = Template(stopped_chain)
 
 def offline(trial, fault, *arguments, good=(0,)):
     """One command under the fault; the name of the call it was killed at."""
-    result = trial.run(*fault.wrapper(), faults.STATIC, *arguments)
+    result = trial.run(*fault.wrapper(), faults.PROGRAM, *arguments)
     name = killed(fault, "through" if result.returncode in good else "ended")
     expect(name or result.returncode in good, f"{arguments}: {result.returncode}: {result.stderr}")
     expect(not name or fault.at == 0 or result.returncode == 137, f"{arguments}: {result.returncode}: {result.stderr}")
@@ -170,4 +170,4 @@ SWEEPS = [
 ]
 
 if __name__ == "__main__":
-    faults.run(__doc__, SWEEPS, (CRASHED, STOPPED))
+    faults.run(__doc__, SWEEPS, (CRASHED, STOPPED), "killed, it reports nothing" if SANITIZED else None)

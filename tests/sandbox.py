@@ -23,6 +23,7 @@ from format_reader import Superblock
 
 ROWSNAP = os.environ.get("ROWSNAP", str(pathlib.Path(__file__).resolve().parent.parent / "build/rowsnap"))
 SLOW = int(os.environ.get("ROWSNAP_SLOW", "1"))
+SANITIZED = b"__asan_" in pathlib.Path(ROWSNAP).read_bytes()
 VOLUME = "v"
 KIB, MIB = 1024, 1024 * 1024
 RUNNING_SECONDS = 0.3  # at most, before a SIGKILL
