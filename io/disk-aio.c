@@ -448,13 +448,15 @@ static bool changes_disk(const struct disk_io *io)
 /* DISK_OPEN_FIXED, as far as can be told before: who makes the file shorter does not wait for us. */
 static int check_fixed_size(const struct disk_io *io)
 {
-	uint64_t size_bytes;
+	uint64_t size_bytes = 0;
 	int error;
 
 	if (!io->disk->fixed || io->op == DISK_FLUSH || io->op == DISK_EXTENTS)
 		return 0;
 	error = file_size(io->disk->buffered_fd, &size_bytes);
-	return error == 0 && io->offset + io->length > size_bytes ? -EIO : error;
+	if (error < 0)
+		return error;
+	return io->offset + io->length > size_bytes ? -EIO : 0;
 }
 
 static int work_check(const struct disk_io *io)
