@@ -181,6 +181,10 @@ struct volume {
 	bool stopping;
 	bool unusable; /* what the newest store says on disk is unknown: every write fails until the next start */
 
+	/* What the log was told of. */
+	struct trouble origin_trouble, back_trouble, lost_trouble, read_trouble;
+	uint64_t origin_failures; /* since it answered last */
+
 	struct volume_report counters;
 	struct log_counters log_counters;
 };
@@ -195,6 +199,9 @@ struct snapshot *volume_active(const struct volume *volume);
 /* Its log, if blocks are to be preserved at all: NULL without snapshots, or when it is broken. */
 struct log *volume_log(const struct volume *volume);
 bool volume_is_broken(const struct volume *volume); /* writes go on unprotected */
+/* A request of the origin has ended: tells the log what failed, and when it answers again. */
+void origin_answered(struct volume *volume, const struct disk_io *io, int error);
+void troubles_end(struct volume *volume); /* tells what was only counted */
 struct snapshot *volume_find(const struct volume *volume, const char *name, size_t *index);
 bool volume_name_is_absent(const struct volume *volume, const char *name);
 void volume_remove_from_chain(struct volume *volume, size_t index);

@@ -622,8 +622,9 @@ static void probe_done(struct disk_io *io, int error)
 	struct log_item *item = &log->flying->items[log->probe];
 
 	if (error != 0) {
-		log_warning("store %s: slot %u cannot be written (%s): left void", log->store->path,
-			    log->end + log->probe, strerror(-error));
+		trouble_tell(&log->store->trouble, log->store->host,
+			     "store %s: slot %u cannot be written (%s): left void", log->store->path,
+			     log->end + log->probe, strerror(-error));
 		item->is_void = true;
 		log->probing_found = true;
 	}

@@ -78,7 +78,7 @@ static int open_origin(struct opening *opening, const char *path)
 	volume->origin_path = strdup(path);
 	if (volume->origin_path == NULL)
 		return -ENOMEM;
-	error = disk_open(volume->host, path, open_flags(opening, path), &volume->origin);
+	error = disk_open(volume->host, path, open_flags(opening, path) | DISK_OPEN_FIXED, &volume->origin);
 	if (error != 0)
 		return refuse_open(opening, path, error);
 	error = refuse_rival(opening, path);

@@ -153,8 +153,8 @@ static void report_bad(const struct slot_read *read, uint32_t at, const char *wh
 {
 	if (read->checksum_errors != NULL)
 		(*read->checksum_errors)++;
-	log_warning("store %s: slot %u (block %llu): %s", read->store->path, read->slot.index + at,
-		    (unsigned long long)read->block + at, what);
+	trouble_tell(&read->store->trouble, read->store->host, "store %s: slot %u (block %llu): %s", read->store->path,
+		     read->slot.index + at, (unsigned long long)read->block + at, what);
 }
 
 static void finish_verified(struct slot_read *read, uint32_t bad)
@@ -223,8 +223,9 @@ static void data_read_done(struct disk_io *io, int error)
 	uint32_t bad;
 
 	if (error != 0) {
-		log_warning("store %s: slot %u (block %llu) cannot be read: %s", read->store->path, read->slot.index,
-			    (unsigned long long)read->block, strerror(-error));
+		trouble_tell(&read->store->trouble, read->store->host,
+			     "store %s: slot %u (block %llu) cannot be read: %s", read->store->path, read->slot.index,
+			     (unsigned long long)read->block, strerror(-error));
 		read_end(read, error);
 		return;
 	}

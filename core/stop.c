@@ -16,6 +16,7 @@ static void stop_end(struct volume *volume, int error, const char *why)
 	if (error != 0)
 		complaint_set(&volume->operation->complaint, volume->name, "%s (%s): the next start recovers as after a crash",
 			      why, strerror(-error));
+	troubles_end(volume);
 	operation_end(volume, error);
 }
 

@@ -89,6 +89,7 @@ void store_close(struct store *store)
 	assert(store->pins == 0 && store->update == NULL && store->load == NULL);
 	for (size_t i = 0; i < STORE_PARTS_MAX - 1; i++)
 		store_close(store->parts[i]); /* a part has none itself */
+	trouble_end(&store->trouble, "store", store->path);
 	log_destroy(store->log);
 	map_destroy(store->map);
 	disk_close(store->disk);

@@ -8,6 +8,7 @@
 #define CORE_STORE_H
 
 #include "core/map.h"
+#include "core/trouble.h"
 #include "format/superblock.h"
 #include "io/disk.h"
 
@@ -64,6 +65,7 @@ struct store {
 	 */
 	uint8_t *open_meta;
 	int open_copy;
+	struct trouble trouble; /* with its slots */
 	unsigned pins;     /* reads of slots under way: see store_pin() */
 	void (*unpinned)(struct store *store, void *context); /* called once when pins reaches 0, then cleared */
 	void *unpinned_context;

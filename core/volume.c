@@ -367,8 +367,55 @@ static void settle_when_idle(struct volume *volume)
 	log_settle_start(log, &volume->settle);
 }
 
+/* ---- what the log was not told ---- */
+
+void origin_answered(struct volume *volume, const struct disk_io *io, int error)
+{
+	static const char *const names[] = { [DISK_READ] = "read", [DISK_WRITE] = "write", [DISK_ZERO] = "write of zeroes",
+					     [DISK_DISCARD] = "discard" };
+
+	if (error == 0 && volume->origin_failures > 0) {
+		trouble_tell(&volume->back_trouble, volume->host, "origin %s: answers again, after %llu requests that failed",
+			     volume->origin_path, (unsigned long long)volume->origin_failures);
+		volume->origin_failures = 0;
+	}
+	if (error == 0 || error == -EOPNOTSUPP)
+		return;
+	volume->origin_failures++;
+	trouble_tell(&volume->origin_trouble, volume->host, "origin %s: a %s of %llu bytes at %llu failed: %s",
+		     volume->origin_path, names[io->op], (unsigned long long)io->length, (unsigned long long)io->offset,
+		     strerror(-error));
+}
+
+void troubles_end(struct volume *volume)
+{
+	for (size_t i = 0; i < volume->chain_count; i++) {
+		struct store *store = volume->chain[i]->store;
+
+		trouble_end(&store->trouble, "store", store->path);
+	}
+	trouble_end(&volume->origin_trouble, "origin", volume->origin_path);
+	trouble_end(&volume->back_trouble, "back and gone: origin", volume->origin_path);
+	trouble_end(&volume->lost_trouble, "blocks lost: origin", volume->origin_path);
+	trouble_end(&volume->read_trouble, "volume", volume->name);
+}
+
+static void trouble_ticks(struct volume *volume)
+{
+	for (size_t i = 0; i < volume->chain_count; i++) {
+		struct store *store = volume->chain[i]->store;
+
+		trouble_tick(&store->trouble, volume->host, "store", store->path);
+	}
+	trouble_tick(&volume->origin_trouble, volume->host, "origin", volume->origin_path);
+	trouble_tick(&volume->back_trouble, volume->host, "back and gone: origin", volume->origin_path);
+	trouble_tick(&volume->lost_trouble, volume->host, "blocks lost: origin", volume->origin_path);
+	trouble_tick(&volume->read_trouble, volume->host, "volume", volume->name);
+}
+
 void volume_tick(struct volume *volume)
 {
+	trouble_ticks(volume);
 	broken_tick(volume);
 	warn_tick(volume);
 	settle_when_idle(volume);

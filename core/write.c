@@ -267,6 +267,7 @@ static void issued_done(struct disk_io *io, int error)
 	struct volume *volume = volume_of(request);
 
 	volume->issued--;
+	origin_answered(volume, io, error);
 	if (error == -EOPNOTSUPP && request->op == REQUEST_DISCARD)
 		error = 0; /* a discard is advice */
 	if (error != 0 && (io->flags & DISK_FUA) != 0)
@@ -322,6 +323,7 @@ static void edge_read_done(struct disk_io *io, int error)
 	uint8_t *at = (uint8_t *)request->bounce + request->cursor % volume->sector_bytes;
 
 	volume->issued--;
+	origin_answered(volume, io, error);
 	if (error != 0) {
 		write_end(volume, request, error);
 		return;

@@ -81,6 +81,7 @@ struct disk_host {
 	unsigned workers_now;  /* requests with the workers */
 	unsigned outstanding;  /* submitted, done() not called yet */
 	unsigned disks_open;
+	uint64_t turn;         /* counts pushes */
 	struct list queue;     /* struct disk_io.link: waiting for io_submit */
 	struct list finished;  /* struct disk_io.link: waiting for done() */
 };
@@ -92,6 +93,9 @@ struct disk {
 	int buffered_fd;
 	dev_t device;          /* a device: its number; a file: its file system's */
 	ino_t inode;           /* a device: 0 */
+	bool fixed;            /* a file that must not grow */
+	uint64_t size_turn;    /* of a fixed one: how many pushes there were, and one, when its size was looked at */
+	uint64_t size_now;
 	bool dsync_absent;     /* writes with RWF_DSYNC were refused */
 	unsigned in_flight;
 };
@@ -223,7 +227,7 @@ static int work_transfer(struct disk_io *io)
 		} else if (bytes < 0 && bytes != -EINTR) {
 			return bytes == -EAGAIN ? -EIO : (int)bytes;
 		} else if (bytes == 0) {
-			if (io->op == DISK_WRITE || io->disk->info.is_device)
+			if (io->op == DISK_WRITE || io->disk->info.is_device || io->disk->fixed)
 				return -EIO;
 			zero_the_rest(io);
 		}
@@ -460,6 +464,20 @@ static bool changes_disk(const struct disk_io *io)
 	return io->op != DISK_READ && io->op != DISK_FLUSH && io->op != DISK_EXTENTS && io->op != DISK_MEASURE;
 }
 
+/* DISK_OPEN_FIXED, as far as can be told before: who makes the file shorter does not wait for us. */
+static int check_fixed_size(const struct disk_io *io)
+{
+	uint64_t size_bytes = 0;
+	int error;
+
+	if (!io->disk->fixed || io->op == DISK_FLUSH || io->op == DISK_EXTENTS)
+		return 0;
+	error = file_size(io->disk->buffered_fd, &size_bytes);
+	if (error < 0)
+		return error;
+	return io->offset + io->length > size_bytes ? -EIO : 0;
+}
+
 static int work_check(const struct disk_io *io)
 {
 	const struct disk_info *info = &io->disk->info;
@@ -471,7 +489,7 @@ static int work_check(const struct disk_io *io)
 	if (info->is_device && (io->op == DISK_DISCARD || io->op == DISK_ZERO) &&
 	    io->offset + io->length > info->size_bytes)
 		return -EINVAL;
-	return 0;
+	return check_fixed_size(io);
 }
 
 static int work_do(struct disk_io *io)
@@ -657,6 +675,7 @@ static bool push_batch(struct disk_host *host)
 
 void disk_host_push(struct disk_host *host)
 {
+	host->turn++;
 	while (push_batch(host))
 		;
 	/* What io_submit refused is told by poll, like the rest: make sure that it is called. */
@@ -962,6 +981,7 @@ static int describe(struct disk *disk, const struct stat *status, unsigned flags
 
 	disk->info.is_device = S_ISBLK(status->st_mode);
 	disk->info.read_only = flags & DISK_OPEN_READ_ONLY;
+	disk->fixed = (flags & DISK_OPEN_FIXED) && S_ISREG(status->st_mode);
 	disk->info.sector_bytes = SECTOR_BYTES_MIN;
 	if (!disk->info.is_device) {
 		disk->info.size_bytes = (uint64_t)status->st_size;
@@ -1048,6 +1068,18 @@ bool disk_is_same(const struct disk *a, const struct disk *b)
 
 /* ---- Submitting. ---- */
 
+/* Whether a write that ends at `end` makes the file longer than it is: one look at its size a turn. */
+static bool grows(struct disk *disk, uint64_t end)
+{
+	if (disk->info.is_device)
+		return false;
+	if (!disk->fixed)
+		return end > disk->info.size_bytes;
+	if (disk->size_turn != disk->host->turn + 1 && file_size(disk->buffered_fd, &disk->size_now) == 0)
+		disk->size_turn = disk->host->turn + 1;
+	return disk->size_turn != disk->host->turn + 1 || end > disk->size_now;
+}
+
 /* Whether the direct path can take it. A write that grows a file would be done synchronously by io_submit. */
 static bool fits_direct(const struct disk_io *io, const struct iovec *iov, unsigned count)
 {
@@ -1058,7 +1090,7 @@ static bool fits_direct(const struct disk_io *io, const struct iovec *iov, unsig
 	if (io->op == DISK_WRITE) {
 		if (disk->info.read_only)
 			return false;
-		if (!disk->info.is_device && io->offset + io->length > disk->info.size_bytes)
+		if (grows(io->disk, io->offset + io->length))
 			return false;
 	}
 	return is_slice_aligned(iov, count, io->offset, disk->info.sector_bytes);

@@ -23,6 +23,7 @@ from format_reader import Superblock
 
 ROWSNAP = os.environ.get("ROWSNAP", str(pathlib.Path(__file__).resolve().parent.parent / "build/rowsnap"))
 SLOW = int(os.environ.get("ROWSNAP_SLOW", "1"))
+SANITIZED = b"__asan_" in pathlib.Path(ROWSNAP).read_bytes()
 VOLUME = "v"
 KIB, MIB = 1024, 1024 * 1024
 RUNNING_SECONDS = 0.3  # at most, before a SIGKILL
@@ -83,10 +84,10 @@ class Folder:
 class Server:
     """`rowsnap serve`: is_ready, or ended by itself."""
 
-    def __init__(self, folder, arguments):
+    def __init__(self, folder, arguments, program=(ROWSNAP,)):
         self.folder = folder
         self.errors = tempfile.TemporaryFile()
-        self.process = subprocess.Popen([ROWSNAP, "serve", f"--volume={VOLUME}", *map(str, arguments)],
+        self.process = subprocess.Popen([*map(str, program), "serve", f"--volume={VOLUME}", *map(str, arguments)],
                                         cwd=folder.path, env=folder.environment, stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=self.errors, bufsize=0)
         self.output = b""
