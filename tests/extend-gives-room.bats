@@ -182,6 +182,34 @@ expect_written() {
 	rowsnap drop --force ./more.store
 }
 
+@test "a part whose store has another name today is left as it is" {
+	serve_full
+	rowsnap extend demo small more.store
+	expect_written
+	server_stop demo
+	mv small.store moved.store
+	truncate -s 4M small.store
+	# its only snapshot
+	cp -a state state.before
+	server_start origin.img --volume=demo
+	grep -q "more.store is left as it is: it is part 1 of the store of snapshot small" "$server_err"
+	server_stop demo
+	rm -r state && mv state.before state
+	server_start origin.img moved.store more.store --volume=demo
+	expect_snapshots demo small
+	take demo origin.img newer
+	server_stop demo
+	mv moved.store other.store
+	truncate -s 4M moved.store
+	# the oldest
+	server_start origin.img --volume=demo
+	grep -q "more.store is left as it is" "$server_err"
+	server_stop demo
+	server_start origin.img more.store newer.store other.store --volume=demo
+	expect_snapshots demo small newer
+	server_stop demo
+}
+
 # flip FILE OFFSET: a byte of it.
 flip() {
 	python3 -c 'import sys
