@@ -154,6 +154,7 @@ static struct json_object *store_io_json(const struct volume_report *report)
 	add_number(store, "writes", report->store_writes);
 	add_number(store, "data_bytes", report->store_data_bytes);
 	add_number(store, "metadata_bytes", report->store_metadata_bytes);
+	add_number(store, "zeroed_bytes", report->store_zeroed_bytes);
 	add_number(store, "checksum_errors", report->checksum_errors);
 	return store;
 }

@@ -88,6 +88,7 @@ static void print_status(struct json_object *status)
 	(void)puts("stores:");
 	print_bytes(store, "data written", "data_bytes");
 	print_bytes(store, "metadata written", "metadata_bytes");
+	print_bytes(store, "zeroes written ahead", "zeroed_bytes");
 	print_number(store, "checksum errors", "checksum_errors");
 	(void)puts("other:");
 	print_number(clients, "NBD connections", "connections");

@@ -17,6 +17,10 @@
  * 5. A slot that cannot be written becomes void and its item takes another slot, behind the batch's last, in the same
  *    commit. More than VOIDS_MAX of them, or metadata that cannot be written, ends the log.
  * 6. A failed barrier ends the log: what was written since the last good one counts as not durable.
+ * 7. A file is allocated some way ahead in the background, and while commits are small it is also written ahead of need,
+ *    with zeroes: the first write into allocated space changes the file system's metadata, and a barrier after such a
+ *    write costs a journal commit, which is most of a small commit's time. Zeroes are written only past the end of what
+ *    is being committed, and a commit whose slots they have come to waits for them.
  */
 #include "core/log.h"
 
@@ -36,6 +40,9 @@
 
 #define ALLOCATE_AHEAD_MIN (UINT64_C(4) << 20)
 #define ALLOCATE_AHEAD_MAX (UINT64_C(64) << 20)
+#define ZERO_AHEAD (UINT64_C(2) << 20)         /* written with zeroes at a time; half of it is kept */
+#define ZERO_BYTES (UINT32_C(64) << 10)        /* the zeroes there are in memory */
+#define ZERO_COMMIT_SLOTS_MAX 4u               /* for larger commits, on the average, it does not pay */
 
 enum log_state {
 	LOG_IDLE,
@@ -81,9 +88,13 @@ struct log {
 	uint8_t *meta_memory;
 
 	uint64_t allocated_bytes; /* the file is allocated up to here */
-	bool allocate_ahead;      /* a background allocation is under way */
+	uint64_t zeroed_bytes;    /* written up to here, with zeroes from the log's end on; at most allocated_bytes */
+	unsigned commit_slots;    /* the running average of a commit's size, times 16 */
+	bool allocate_ahead;      /* a background allocation, or writing of zeroes, is under way */
 	bool waits_for_ahead;     /* the commit's start waits for it */
+	bool zero_failed;         /* there is no more of it */
 	struct disk_io allocate_io;
+	struct iovec zero_iov[ZERO_AHEAD / ZERO_BYTES];
 
 	/* the commit under way */
 	unsigned round_first;     /* items before this one are written already */
@@ -169,6 +180,7 @@ int log_create(struct store *store, const struct log_ops *ops)
 	log->allocated_bytes = info.is_device ? UINT64_MAX :
 						geometry_area_offset(geometry, log->metas[0].area) +
 							(store->open_copy >= 0 ? geometry_area_bytes(geometry) : 0);
+	log->zeroed_bytes = log->allocated_bytes;
 	store->log = log;
 	return 0;
 }
@@ -471,7 +483,7 @@ static void commit_keep_metas(struct log *log)
 	log->meta_count = 1;
 }
 
-static void allocate_ahead(struct log *log);
+static void prepare_ahead(struct log *log);
 
 static void commit_flushed(struct disk_io *io, int error)
 {
@@ -488,11 +500,12 @@ static void commit_flushed(struct disk_io *io, int error)
 	log->ops->counters->commits++;
 	log->ops->counters->slots += batch->count;
 	log->end += batch->count;
+	log->commit_slots += batch->count - log->commit_slots / 16;
 	histogram_add(&log->ops->counters->commit_ns, disk_host_monotonic_ns(log->store->host) - log->started_ns);
 	commit_keep_metas(log);
 	log->settled = false;
 	log->state = LOG_IDLE;
-	allocate_ahead(log);
+	prepare_ahead(log);
 	batch_finish(batch, error);
 }
 
@@ -644,15 +657,13 @@ static void allocated_ahead(struct disk_io *io, int error)
 
 /*
  * Keeps the file allocated some way ahead, in the background, so that commits seldom wait for it. A failure here is
- * nothing: the commit that needs the room finds out.
+ * nothing: the commit that needs the room finds out. False: it is far enough ahead.
  */
-static void allocate_ahead(struct log *log)
+static bool allocate_ahead(struct log *log)
 {
 	uint64_t used = bytes_through(log, log->end), limit = store_limit_bytes(log->store);
 	uint64_t ahead = used / 2, end;
 
-	if (log->allocate_ahead || log->allocated_bytes == UINT64_MAX)
-		return;
 	if (ahead < ALLOCATE_AHEAD_MIN)
 		ahead = ALLOCATE_AHEAD_MIN;
 	if (ahead > ALLOCATE_AHEAD_MAX)
@@ -661,9 +672,64 @@ static void allocate_ahead(struct log *log)
 	if (limit != 0 && end > limit)
 		end = limit;
 	if (log->allocated_bytes >= used + ahead / 2 || log->allocated_bytes >= end)
-		return;
+		return false;
 	log->allocate_ahead = true;
 	allocate_submit(log, end, allocated_ahead);
+	return true;
+}
+
+static void zeroed_ahead(struct disk_io *io, int error)
+{
+	struct log *log = io->context;
+
+	log->allocate_ahead = false;
+	if (error == 0)
+		log->zeroed_bytes = io->offset + io->length;
+	else
+		log->zero_failed = true;
+}
+
+/* Rule 7. What the open batch will take is left out: it would only have to wait. */
+static void zero_ahead(struct log *log)
+{
+	static uint8_t zeroes[ZERO_BYTES] __attribute__((aligned(4096)));
+	uint64_t used = bytes_through(log, (uint64_t)log->end + log->open->count + VOIDS_MAX);
+	uint64_t from = log->zeroed_bytes > used ? log->zeroed_bytes : used, length;
+	unsigned count = 0;
+
+	if (log->zero_failed || log->commit_slots / 16 > ZERO_COMMIT_SLOTS_MAX || from >= used + ZERO_AHEAD / 2 ||
+	    from >= log->allocated_bytes)
+		return;
+	length = log->allocated_bytes - from < ZERO_AHEAD ? log->allocated_bytes - from : ZERO_AHEAD;
+	length -= length % AREA_META_BYTES; /* a store's limit may be any number */
+	if (length == 0)
+		return;
+	for (uint64_t at = 0; at < length; at += ZERO_BYTES) {
+		size_t bytes = (size_t)(length - at < ZERO_BYTES ? length - at : ZERO_BYTES);
+
+		log->zero_iov[count++] = (struct iovec){ .iov_base = zeroes, .iov_len = bytes };
+	}
+	log->allocate_io = (struct disk_io){
+		.disk = log->store->disk,
+		.op = DISK_WRITE,
+		.offset = from,
+		.length = length,
+		.iov = log->zero_iov,
+		.iov_count = count,
+		.done = zeroed_ahead,
+		.context = log,
+	};
+	log->allocate_ahead = true;
+	log->ops->counters->zeroed_bytes += length;
+	disk_submit(&log->allocate_io);
+}
+
+static void prepare_ahead(struct log *log)
+{
+	if (log->allocate_ahead || log->allocated_bytes == UINT64_MAX)
+		return;
+	if (!allocate_ahead(log))
+		zero_ahead(log);
 }
 
 static void commit_start(struct log *log)
@@ -675,15 +741,15 @@ static void commit_start(struct log *log)
 		return;
 	}
 	end = bytes_through(log, last);
-	if (end <= log->allocated_bytes) {
-		commit_write(log);
-	} else if (!log->allocate_ahead) {
-		log->state = LOG_ALLOCATING;
-		allocate_submit(log, end, allocated);
-	} else {
-		/* the background allocation ends first; log_push() comes back here */
+	if (log->allocate_ahead && bytes_through(log, last + VOIDS_MAX) > log->allocate_io.offset) {
+		/* the background allocation, or the zeroes, end first; log_push() comes back here */
 		log->state = LOG_ALLOCATING;
 		log->waits_for_ahead = true;
+	} else if (end <= log->allocated_bytes) {
+		commit_write(log);
+	} else {
+		log->state = LOG_ALLOCATING;
+		allocate_submit(log, end, allocated);
 	}
 }
 

@@ -34,6 +34,7 @@ struct log_counters {
 	uint64_t slots;         /* used by what was committed */
 	uint64_t data_bytes, metadata_bytes;
 	uint64_t writes;        /* disk requests */
+	uint64_t zeroed_bytes;  /* written ahead of need */
 	uint64_t voids;
 	struct histogram commit_ns; /* from the commit's start to its barrier's end */
 };

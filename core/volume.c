@@ -507,6 +507,7 @@ void volume_report(const struct volume *volume, struct volume_report *report)
 	report->store_writes = volume->log_counters.writes;
 	report->store_data_bytes = volume->log_counters.data_bytes;
 	report->store_metadata_bytes = volume->log_counters.metadata_bytes;
+	report->store_zeroed_bytes = volume->log_counters.zeroed_bytes;
 	report->commit_ns = volume->log_counters.commit_ns;
 	report->buffer_bytes = COPY_ARENA_BYTES + BOUNCE_ARENA_BYTES;
 	report->requests_held = 0;
