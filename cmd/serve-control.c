@@ -142,6 +142,7 @@ static struct json_object *copies_json(const struct volume_report *report)
 	add_number(copies, "blocks", report->copied_blocks);
 	add_number(copies, "zero_blocks", report->zero_blocks);
 	add_number(copies, "lost_blocks", report->lost_blocks);
+	add_number(copies, "ahead_blocks", report->ahead_blocks);
 	add_number(copies, "commits", report->commits);
 	add_number(copies, "barriers", report->barriers);
 	return copies;

@@ -80,6 +80,7 @@ static void print_status(struct json_object *status)
 	print_number(copies, "blocks preserved", "blocks");
 	print_number(copies, "of them zero", "zero_blocks");
 	print_number(copies, "lost", "lost_blocks");
+	print_number(copies, "copied ahead", "ahead_blocks");
 	print_number(copies, "commits", "commits");
 	print_number(copies, "barriers", "barriers");
 	print_latency(status, "copy latency p50/p99/p99.9", "copy_latency");

@@ -8,6 +8,7 @@
  *   offline.c      a chain opened for the offline tools
  *   write.c        writes, zeroes, discards and flushes of the origin
  *   copy.c         copy-before-write: preserving blocks in the newest snapshot
+ *   copy-ahead.c   preserving blocks before who writes in order comes to them
  *   broken.c       what happens when the newest store can take no more
  *   read.c         reads of the origin and of snapshots, allocation queries
  *   slots.c        reading slots with their checksums
@@ -53,6 +54,7 @@ struct copy {
 	uint32_t count;
 	uint32_t single; /* the block being read by itself, after an error */
 	bool by_block;
+	bool ahead;      /* nobody has asked for it */
 	uint8_t *buffer;
 	size_t buffer_bytes;
 	uint8_t lost[PIECE_BLOCKS / 8];
@@ -63,6 +65,17 @@ struct copy {
 	struct list link;    /* volume->copies, or volume->copies_free */
 	struct list log_link; /* volume->copies_unlogged: no room in the open batch */
 };
+
+/* Writes of the origin that follow each other. See copy-ahead.c. */
+struct write_stream {
+	uint64_t end;    /* bytes: of its last write */
+	uint64_t used;   /* when that was: volume->streams_used */
+	uint64_t writes;
+	uint64_t window; /* blocks */
+	block_t ahead;   /* preserved, or being copied, up to here */
+};
+
+#define WRITE_STREAMS 4u
 
 /* One run of a snapshot read. */
 struct segment {
@@ -123,6 +136,8 @@ struct volume {
 	struct list copy_starved;     /* requests that wait for a free copy */
 	bool copy_freed;              /* one has ended since they last looked */
 	struct log_item *items;       /* PIECE_BLOCKS, for building a copy's items */
+	struct write_stream streams[WRITE_STREAMS];
+	uint64_t streams_used;
 
 	struct segment *segment_pool;
 	struct list segments_free;
@@ -222,11 +237,17 @@ int copy_pool_create(struct volume *volume);
  * a negative errno.
  */
 int copy_preserve(struct volume *volume, struct request *request, block_t first, uint64_t count);
+/* Begins to preserve as many of them as it can now; nobody waits. */
+void copy_ahead(struct volume *volume, block_t first, uint64_t count);
 void copy_turn(struct volume *volume);
 bool is_zero(const uint8_t *data, size_t bytes); /* above 0 bytes */
 bool copy_is_idle(const struct volume *volume);
 /* How many blocks from `block` on (at most limit) are preserved, and if none, how many are not. */
 uint64_t preserved_run(const struct volume *volume, block_t block, uint64_t limit, bool *preserved);
+
+/* ---- copy-ahead.c ---- */
+/* A write has been admitted: what may come next is preserved ahead of it. */
+void copy_ahead_of_write(struct volume *volume, uint64_t offset, uint64_t length);
 
 /* ---- broken.c ---- */
 void broken_log_stuck(struct log *log, int error, void *context);

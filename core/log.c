@@ -242,6 +242,15 @@ bool log_has_room(const struct log *log, unsigned count)
 	return count <= log->batch_max - log->open->count;
 }
 
+uint64_t log_spare_slots(const struct log *log)
+{
+	uint64_t taken = (uint64_t)log->end + log->open->count + log->flying->count + VOIDS_MAX;
+	uint64_t limit = store_limit_bytes(log->store), bytes = limit == 0 ? UINT64_MAX : limit - limit / 8, slots;
+
+	slots = geometry_slots(log_geometry(log), bytes < log->allocated_bytes ? bytes : log->allocated_bytes);
+	return slots > taken ? slots - taken : 0;
+}
+
 void log_append(struct log *log, const struct log_item *items, unsigned count, struct log_ticket *ticket)
 {
 	struct batch *batch = log->open;

@@ -67,6 +67,11 @@ bool log_is_settled(const struct log *log);  /* idle, and both metadata copies e
 
 /* Whether `count` items fit the open batch now. */
 bool log_has_room(const struct log *log, unsigned count);
+/*
+ * How many slots may be used for what nobody has asked for: those already allocated behind what is open and being
+ * committed, without the last eighth of a store with a limit.
+ */
+uint64_t log_spare_slots(const struct log *log);
 /* The caller checked log_has_room() and log_error(). Items are copied; their data is not. */
 void log_append(struct log *log, const struct log_item *items, unsigned count, struct log_ticket *ticket);
 void log_push(struct log *log);

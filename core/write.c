@@ -535,6 +535,8 @@ static void piece_begin(struct volume *volume, struct request *request)
 
 void write_submit(struct volume *volume, struct request *request)
 {
+	uint64_t offset, length;
+
 	switch (request->op) {
 	case REQUEST_WRITE:
 		volume->counters.writes++;
@@ -555,5 +557,8 @@ void write_submit(struct volume *volume, struct request *request)
 		request_end(volume, request, -EIO);
 		return;
 	}
+	offset = request->offset;
+	length = request->op == REQUEST_WRITE ? request->length : 0;
 	piece_begin(volume, request);
+	copy_ahead_of_write(volume, offset, length); /* the request may have ended */
 }
