@@ -160,6 +160,20 @@ static struct json_object *store_io_json(const struct volume_report *report)
 	return store;
 }
 
+static struct json_object *write_back_json(const struct write_back_report *report)
+{
+	struct json_object *write_back;
+
+	if (report->size_bytes == 0)
+		return NULL;
+	write_back = json_object_new_object();
+	add_number(write_back, "size_bytes", report->size_bytes);
+	add_number(write_back, "dirty_bytes", report->dirty_bytes);
+	add_number(write_back, "writes", report->writes);
+	add_number(write_back, "late_errors", report->late_errors);
+	return write_back;
+}
+
 static struct json_object *nbd_json(const struct server *server)
 {
 	struct json_object *nbd = json_object_new_object();
@@ -214,9 +228,10 @@ static struct json_object *status_json(const struct server *server)
 	json_object_object_add(status, "copy_latency", latency_json(&report.copy_ns));
 	json_object_object_add(status, "commit_latency", latency_json(&report.commit_ns));
 	json_object_object_add(status, "pause", latency_json(&report.pause_ns));
+	json_object_object_add(status, "write_back", write_back_json(&report.write_back));
 	json_object_object_add(status, "nbd", nbd_json(server));
 	add_number(memory, "map_bytes", report.map_bytes);
-	add_number(memory, "buffer_bytes", report.buffer_bytes + arena_bytes(server->arena));
+	add_number(memory, "buffer_bytes", report.buffer_bytes + report.write_back.size_bytes + arena_bytes(server->arena));
 	add_number(memory, "buffer_bytes_used", arena_bytes_used(server->arena));
 	json_object_object_add(status, "memory", memory);
 	return status;

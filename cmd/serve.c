@@ -43,6 +43,7 @@ struct arguments {
 	bool use_nbd, loop;
 	enum on_full on_full;
 	bool discard_copy, accept_origin;
+	uint64_t write_back_bytes;
 };
 
 /* ---- the loop's sources ---- */
@@ -461,6 +462,7 @@ static int open_volume(struct server *server, const struct arguments *arguments,
 		.on_full = arguments->on_full,
 		.discard_copy = arguments->discard_copy,
 		.accept_origin = arguments->accept_origin,
+		.write_back_bytes = arguments->write_back_bytes,
 	};
 	struct complaint complaint;
 	bool memory = origin != NULL && stores != NULL;
@@ -659,6 +661,7 @@ enum {
 	OPTION_ON_FULL,
 	OPTION_DISCARD,
 	OPTION_ACCEPT_ORIGIN,
+	OPTION_WRITE_BACK,
 	OPTION_RUN,
 };
 
@@ -706,6 +709,11 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 		return 0;
 	case OPTION_ACCEPT_ORIGIN:
 		arguments->accept_origin = true;
+		return 0;
+	case OPTION_WRITE_BACK:
+		arguments->write_back_bytes = cmd_size_argument("write-back", argument, state);
+		if (arguments->write_back_bytes < WRITE_BACK_BYTES_MIN || arguments->write_back_bytes > WRITE_BACK_BYTES_MAX)
+			argp_error(state, "--write-back: '%s' is not a size between 1M and 64G", argument);
 		return 0;
 	case OPTION_RUN:
 		arguments->run = argument;
@@ -758,6 +766,9 @@ int cmd_serve(int argc, char **argv)
 		  "discards: skip (only blocks preserved already; the default), or copy (preserve them first)", 0 },
 		{ "accept-origin", OPTION_ACCEPT_ORIGIN, NULL, 0,
 		  "go on although the origin was changed without its snapshots: these are marked broken", 0 },
+		{ "write-back", OPTION_WRITE_BACK, "SIZE", 0,
+		  "answer writes from a buffer of this size; a killed server loses what was not flushed (default: no buffer)",
+		  0 },
 		{ "run", OPTION_RUN, "COMMAND", 0,
 		  "serve while this shell command runs, and exit with its status", 0 },
 		{ 0 },

@@ -57,6 +57,7 @@ static void print_status(struct json_object *status)
 {
 	struct json_object *requests = cmd_json_get(status, "requests"), *copies = cmd_json_get(status, "copies");
 	struct json_object *store = cmd_json_get(status, "store_io"), *memory = cmd_json_get(status, "memory");
+	struct json_object *write_back = cmd_json_get(status, "write_back");
 	struct json_object *clients = cmd_json_get(status, "nbd"), *origin = cmd_json_get(status, "origin");
 
 	(void)printf("volume %s, origin %s", cmd_json_text(status, "volume"), cmd_json_text(origin, "path"));
@@ -91,6 +92,13 @@ static void print_status(struct json_object *status)
 	print_bytes(store, "metadata written", "metadata_bytes");
 	print_bytes(store, "zeroes written ahead", "zeroed_bytes");
 	print_number(store, "checksum errors", "checksum_errors");
+	if (write_back != NULL) {
+		(void)puts("write-back buffer:");
+		print_bytes(write_back, "size", "size_bytes");
+		print_bytes(write_back, "not written yet", "dirty_bytes");
+		print_number(write_back, "writes answered from it", "writes");
+		print_number(write_back, "of them failed later", "late_errors");
+	}
 	(void)puts("other:");
 	print_number(clients, "NBD connections", "connections");
 	print_bytes(memory, "exception maps", "map_bytes");

@@ -6,6 +6,7 @@
  *   opening.c      from paths to a verified chain: stores, order, recovery, fingerprint
  *   open.c         start-up: opening, mending, the run's begin
  *   offline.c      a chain opened for the offline tools
+ *   write-back.c   the buffer above all of it, with --write-back
  *   write.c        writes, zeroes, discards and flushes of the origin
  *   copy.c         copy-before-write: preserving blocks in the newest snapshot
  *   copy-ahead.c   preserving blocks before who writes in order comes to them
@@ -136,6 +137,7 @@ struct volume {
 	struct list copy_starved;     /* requests that wait for a free copy */
 	bool copy_freed;              /* one has ended since they last looked */
 	struct log_item *items;       /* PIECE_BLOCKS, for building a copy's items */
+	struct write_back *write_back; /* NULL: there is none */
 	struct write_stream streams[WRITE_STREAMS];
 	uint64_t streams_used;
 
@@ -218,6 +220,25 @@ struct placement {
 };
 struct placement chain_find(const struct volume *volume, size_t index, block_t block, uint64_t limit);
 extern const struct export_ops origin_export_ops;
+/* A checked request of the origin, below the write-back buffer. */
+void origin_submit_now(struct volume *volume, struct request *request);
+
+/* ---- write-back.c: all but the first three do nothing where there is no buffer ---- */
+/* 0 or -ENOMEM; what there is is volume->write_back, to be destroyed by the caller in any case. */
+__attribute__((warn_unused_result)) int write_back_create(struct volume *volume, uint64_t bytes);
+void write_back_destroy(struct write_back *wb); /* NULL is harmless */
+void write_back_submit(struct volume *volume, struct request *request); /* a checked request of the origin */
+void write_back_turn(struct volume *volume);
+void write_back_tick(struct volume *volume);
+/*
+ * The moment of a snapshot: true when all that was answered before it (that is, before the first of these calls since the
+ * last write_back_lift()) is on the origin; what comes after it stays in the buffer until write_back_lift().
+ */
+bool write_back_barrier(struct volume *volume);
+void write_back_lift(struct volume *volume);
+bool write_back_is_empty(const struct volume *volume); /* and no request waits in it */
+int write_back_late_error(const struct volume *volume); /* of a write answered before; not told yet */
+void write_back_get_report(const struct volume *volume, struct write_back_report *report);
 
 /* ---- write.c ---- */
 void write_submit(struct volume *volume, struct request *request);

@@ -107,16 +107,9 @@ struct placement chain_find(const struct volume *volume, size_t index, block_t b
 
 /* ---- exports ---- */
 
-static void origin_submit(struct request *request)
+void origin_submit_now(struct volume *volume, struct request *request)
 {
-	struct volume *volume = container_of(request->export, struct volume, origin_export);
-	int error = request_check(request);
-
 	request_begin(volume, request);
-	if (error != 0) {
-		request_end(volume, request, error);
-		return;
-	}
 	switch (request->op) {
 	case REQUEST_READ:
 	case REQUEST_EXTENTS:
@@ -132,6 +125,19 @@ static void origin_submit(struct request *request)
 		return;
 	}
 	request_end(volume, request, -EINVAL);
+}
+
+static void origin_submit(struct request *request)
+{
+	struct volume *volume = container_of(request->export, struct volume, origin_export);
+	int error = request_check(request);
+
+	if (error != 0)
+		request->complete(request, error);
+	else if (volume->write_back != NULL)
+		write_back_submit(volume, request);
+	else
+		origin_submit_now(volume, request);
 }
 
 static void origin_released(struct export *export)
@@ -262,6 +268,8 @@ int volume_create(struct disk_host *host, struct export_table *exports, const st
 		error = slot_cache_create(&volume->slot_cache);
 	if (error == 0)
 		error = copy_pool_create(volume);
+	if (error == 0 && options->write_back_bytes > 0)
+		error = write_back_create(volume, options->write_back_bytes);
 	return error == 0 ? segment_pool_create(volume) : error;
 }
 
@@ -297,6 +305,7 @@ void volume_close(struct volume *volume)
 	free(volume->fingerprint_image);
 	free(volume->fingerprint_next);
 	free(volume->fingerprint_block);
+	write_back_destroy(volume->write_back);
 	disk_close(volume->origin);
 	record_destroy(volume->record);
 	free(volume->origin_path);
@@ -317,6 +326,7 @@ void volume_turn(struct volume *volume)
 	copy_turn(volume);
 	write_turn(volume);
 	read_turn(volume);
+	write_back_turn(volume);
 	for (size_t i = 0; i < volume->chain_count; i++) {
 		struct log *log = volume->chain[i]->store->log;
 
@@ -366,6 +376,7 @@ void volume_tick(struct volume *volume)
 {
 	broken_tick(volume);
 	settle_when_idle(volume);
+	write_back_tick(volume);
 	volume_turn(volume);
 }
 
@@ -510,6 +521,7 @@ void volume_report(const struct volume *volume, struct volume_report *report)
 	report->store_zeroed_bytes = volume->log_counters.zeroed_bytes;
 	report->commit_ns = volume->log_counters.commit_ns;
 	report->buffer_bytes = COPY_ARENA_BYTES + BOUNCE_ARENA_BYTES;
+	write_back_get_report(volume, &report->write_back);
 	report->requests_held = 0;
 	list_for_each(link, &volume->held)
 		report->requests_held++;

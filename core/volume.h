@@ -18,11 +18,15 @@ struct volume;
 
 enum on_full { ON_FULL_BREAK, ON_FULL_FAIL, ON_FULL_WAIT };
 
+#define WRITE_BACK_BYTES_MIN (UINT64_C(1) << 20)
+#define WRITE_BACK_BYTES_MAX (UINT64_C(64) << 30)
+
 struct volume_options {
 	const char *name; /* the volume's, valid */
 	enum on_full on_full;
 	bool discard_copy;  /* --discard=copy */
 	bool accept_origin; /* --accept-origin */
+	uint64_t write_back_bytes; /* --write-back: 0, or WRITE_BACK_BYTES_MIN to WRITE_BACK_BYTES_MAX */
 	bool skip_wiped;    /* a store that is named, but wiped, is left out: a merge's end may have been cut short */
 	const char *state_directory; /* where the volume's record is kept */
 };
@@ -101,6 +105,12 @@ struct snapshot_report {
 	uint64_t fold_done, fold_total; /* blocks */
 };
 
+struct write_back_report {
+	uint64_t size_bytes, dirty_bytes; /* 0: there is no buffer */
+	uint64_t writes;      /* answered from it */
+	uint64_t late_errors; /* writes that failed afterwards */
+};
+
 struct volume_report {
 	const char *name;
 	uuid128_t uuid;
@@ -122,6 +132,7 @@ struct volume_report {
 	uint64_t requests_now, requests_held;
 	struct histogram copy_ns, commit_ns, pause_ns;
 	uint64_t map_bytes, buffer_bytes;
+	struct write_back_report write_back;
 };
 
 size_t volume_snapshot_count(const struct volume *volume); /* absent ones included, oldest first */
