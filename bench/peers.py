@@ -138,7 +138,8 @@ class Rowsnap(Peer):
     def serve(self, stores):
         how = {"nbd": f"--nbd={self.socket}", "loop": "--loop"}[self.transport]
         self.process = subprocess.Popen([ROWSNAP, "serve", self.origin, *stores, "--volume=bench", how, *self.options],
-                                        env=self.environment, stdout=subprocess.PIPE, text=True)
+                                        env=self.environment, stdout=subprocess.PIPE, text=True,
+                                        stderr=None if os.environ.get("BENCH_VERBOSE") else subprocess.DEVNULL)
         self.target = self.by_nbd("origin")
         for line in self.process.stdout:
             if line.startswith("origin /dev/"):

@@ -129,6 +129,7 @@ static struct json_object *requests_json(const struct volume_report *report)
 	add_number(requests, "write_bytes", report->write_bytes);
 	add_number(requests, "snapshot_read_bytes", report->snapshot_read_bytes);
 	add_number(requests, "rereads", report->rereads);
+	add_number(requests, "barriers", report->origin_barriers);
 	add_number(requests, "now", report->requests_now);
 	add_number(requests, "held", report->requests_held);
 	return requests;

@@ -8,6 +8,7 @@
  *   offline.c      a chain opened for the offline tools
  *   write-back.c   the buffer above all of it, with --write-back
  *   write.c        writes, zeroes, discards and flushes of the origin
+ *   barrier.c      barriers of the origin, shared by those who ask at the same time
  *   copy.c         copy-before-write: preserving blocks in the newest snapshot
  *   copy-ahead.c   preserving blocks before who writes in order comes to them
  *   broken.c       what happens when the newest store can take no more
@@ -104,6 +105,10 @@ struct volume {
 	uint32_t sector_bytes;        /* direct I/O's unit */
 	uint32_t device_sector_bytes; /* what a device made of it shows */
 	uint32_t block_bytes; /* 0: no store yet */
+	bool origin_fua;            /* it writes through its cache without a flush, or has none */
+	unsigned fua_now;           /* writes under way with DISK_FUA */
+	struct list barrier_waiting, barrier_joined; /* struct request.waiting_link */
+	struct disk_io barrier_io;
 	bool origin_barrier_failed; /* rule 9: a failed barrier is not retried as if it could succeed */
 	struct export origin_export;
 
@@ -248,8 +253,15 @@ void write_turn(struct volume *volume);
 bool bounce_get(struct volume *volume, struct request *request, uint64_t bytes);
 void bounce_put(struct volume *volume, struct request *request);
 void flush_submit_request(struct volume *volume, struct request *request);
+
+/* ---- barrier.c ---- */
 /* A flush of the origin has ended: what its asker is to be told. After one that failed none counts as good (rule 9). */
 int origin_barrier_result(struct volume *volume, int error);
+/* The request ends when a barrier that begins after now has. */
+void barrier_join(struct volume *volume, struct request *request);
+void barrier_turn(struct volume *volume);
+/* Whether a write with FUA is better given to the disk as such. */
+bool barrier_prefers_fua(const struct volume *volume);
 
 /* ---- copy.c ---- */
 int copy_pool_create(struct volume *volume);

@@ -217,6 +217,7 @@ void request_begin(struct volume *volume, struct request *request)
 	request->cursor = request->offset;
 	request->piece_end = request->offset;
 	request->pending = 0;
+	request->needs_barrier = false;
 	request->step = 0;
 	request->error = 0;
 	request->bounce = NULL;
@@ -255,7 +256,7 @@ int volume_create(struct disk_host *host, struct export_table *exports, const st
 				 &volume->held,		    &volume->bounce_waiters, &volume->copies,
 				 &volume->copies_free,	    &volume->copies_unlogged, &volume->copy_starved,
 				 &volume->segments_free,    &volume->segment_starved, &volume->fingerprint_waiters,
-				 &volume->operations };
+				 &volume->operations,	     &volume->barrier_waiting, &volume->barrier_joined };
 	for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
 		list_init(lists[i]);
 	volume->fingerprint_image = aligned_alloc(ARENA_PAGE_BYTES, 2 * ARENA_PAGE_BYTES);
@@ -339,6 +340,7 @@ void volume_turn(struct volume *volume)
 		else
 			log_push(log);
 	}
+	barrier_turn(volume);
 	pause_check(volume);
 	operation_turn(volume);
 	disk_host_push(volume->host);

@@ -127,6 +127,7 @@ struct volume_report {
 	uint64_t copies, copied_blocks, zero_blocks, lost_blocks;
 	uint64_t ahead_blocks; /* of the copied ones: before anybody asked for them */
 	uint64_t commits, barriers, store_writes, store_data_bytes, store_metadata_bytes, store_zeroed_bytes;
+	uint64_t origin_barriers;    /* that requests asked for, FUA writes included */
 	uint64_t rereads;            /* snapshot reads done again after a race with a copy */
 	uint64_t checksum_errors;
 	uint64_t requests_now, requests_held;

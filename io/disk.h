@@ -77,6 +77,7 @@ struct disk_info {
 	bool is_device;        /* block device; else a regular file */
 	bool is_direct;        /* false: the file system has no O_DIRECT, everything is buffered */
 	bool read_only;
+	bool has_fua;          /* a write with FUA costs no flush: the disk can do that, or has no volatile cache */
 };
 
 #define DISK_OPEN_READ_ONLY 1u
