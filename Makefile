@@ -71,7 +71,7 @@ FAKES = $(FAKE_SOURCES:tests/fake/%.c=$(BUILD)/tests/%.so)
 
 ## What people ask for
 
-.PHONY: all static install uninstall clean help objects tests check bench quickstart FORCE
+.PHONY: all static install uninstall clean help objects tests check sim coverage bench quickstart FORCE
 .PHONY: analyze analyze-gcc analyze-tidy analyze-cppcheck analyze-scan analyze-scripts
 
 all: $(PROGRAM)
@@ -84,6 +84,7 @@ help:
 	@echo 'make static          ./rowsnap.static, which needs no shared library'
 	@echo 'make quickstart      installs what the build needs, builds, and shows what rowsnap does'
 	@echo 'make check           all tests, plain and under sanitizers; TESTS="drop* test-map" picks some'
+	@echo 'make sim             the simulator: SEEDS=1-1000, MINUTES=480 or SCHEDULES=all; JOBS=2; MUTATION=NAME'
 	@echo 'make analyze         gcc -fanalyzer, clang-tidy, cppcheck, scan-build, shellcheck'
 	@echo 'make bench           speed, next to that of others: some minutes; BENCH=--quick, BENCH=--help'
 	@echo 'make install         to $$(DESTDIR)$$(PREFIX), by default /usr/local; make uninstall undoes it'
@@ -139,16 +140,29 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(ARCHIVE) $(BUILD)/link
 	@mkdir -p $(@D)
 	$(Q)$(LINK) -pie -o $@ $(filter %.o %.a,$^) $(LIBRARIES)
 
+# Its memory runs short on demand: all calls of these go through the simulator.
+WRAPPED = malloc calloc realloc reallocarray aligned_alloc strdup mmap64 free
 $(BUILD)/tests/sim: $(call objects,$(SIM_SOURCES)) $(ARCHIVE) $(BUILD)/link
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
-	$(Q)$(LINK) -pie -o $@ $(filter %.o %.a,$^) $(LIBRARIES)
+	$(Q)$(LINK) -pie -o $@ $(WRAPPED:%=-Wl,--wrap=%) $(filter %.o %.a,$^) $(LIBRARIES)
 
 # Loaded into the program under test, before everything else: not instrumented, whatever the program is.
 $(BUILD)/tests/%-preload.so: tests/fake/%-preload.c Makefile $(BUILD)/compile
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LANGUAGE) -U_FILE_OFFSET_BITS -O2 -g -pthread $(WARNINGS) -fPIC -shared -o $@ $< -ldl
+
+# The simulator with one deliberate fault in the engine: tests/mutations/ says which there are. What is mutated comes
+# before the archive, and takes the place of what is in there.
+$(BUILD)/mutants/%: tests/mutations/% tests/mutate $(call objects,$(SIM_SOURCES)) $(ARCHIVE) $(BUILD)/link
+	$(call say,MUTANT,$*)
+	$(Q)rm -rf $@.sources && tests/mutate $< $@.sources
+	$(Q)cd $@.sources && find * -name '*.c' >list
+	$(Q)while read -r source; do $(COMPILE) -O1 -g0 -w -c -o $@.sources/$$source.o $@.sources/$$source || exit 1; \
+		done <$@.sources/list
+	$(Q)$(LINK) -pie -o $@ $(WRAPPED:%=-Wl,--wrap=%) $$(sed 's,.*,$@.sources/&.o,' $@.sources/list) \
+		$(filter %.o %.a,$^) $(LIBRARIES)
 
 clean:
 	rm -rf build rowsnap rowsnap.static
@@ -180,6 +194,21 @@ check:
 	$(Q)$(MAKE) $(parallel) all tests
 	$(Q)$(MAKE) $(parallel) SANITIZE=address,undefined BUILD=$(BUILD)/address-undefined WERROR= tests
 	$(Q)tests/run $(if $(TESTS),--only='$(TESTS)') $(BUILD) $(BUILD)/address-undefined
+
+# SEEDS=A-B, or SEEDS=N: 1 to N; MINUTES=M: as many as there is time for; SCHEDULES=all, or A-B: see tests/sim/sim.c.
+SEEDS =
+MINUTES =
+SCHEDULES =
+JOBS = 1
+MUTATION =
+SIM_ARGUMENTS = --jobs=$(JOBS) $(if $(SCHEDULES),--schedules$(patsubst %,=%,$(filter-out all,$(SCHEDULES)))) \
+	$(if $(SEEDS),--seeds=$(SEEDS)) $(if $(MINUTES),--minutes=$(MINUTES))
+SIM_WANTED = $(if $(MUTATION),$(BUILD)/mutants/$(MUTATION),$(SIM_PROGRAM))
+
+sim:
+	$(Q)tests/install-tools build
+	$(Q)$(MAKE) $(parallel) $(SIM_WANTED)
+	$(Q)$(SIM_WANTED) $(if $(SEEDS)$(MINUTES)$(SCHEDULES),$(SIM_ARGUMENTS),--seeds=1000 --jobs=$(JOBS))
 
 quickstart:
 	$(Q)tests/install-tools build quickstart

@@ -9,8 +9,8 @@
  *
  *   a clean log        ends at log_slots: all before that must be there
  *   one that is not    is read back first (recover.c), which tells its end and its durable mark. Before the mark all
- *                      must be there; the metadata that the last commits were writing (from the area before the
- *                      mark's on) may be torn. What holds past the end is a torn tail, and no fault.
+ *                      must be there; the metadata that the last commits were writing (recover.c says which) may
+ *                      be torn. What holds past the end is a torn tail, and no fault.
  */
 #include <assert.h>
 #include <errno.h>
@@ -61,6 +61,7 @@ struct log_check {
 	bool bounded;          /* the log is clean */
 	bool unknown_end;      /* a read error: `end` is only as far as it is known */
 	uint64_t end, mark;    /* slots */
+	uint32_t unsettled_area; /* areas before it were not being written when a crash came */
 	uint32_t areas;        /* those with slots of the log */
 	uint32_t there;        /* what the store has room for now */
 	uint32_t next, stop;   /* to be read: the next one, and how far for now */
@@ -229,7 +230,7 @@ static uint64_t entry_offset(const struct log_check *log, uint64_t slot)
 /* The last commits may have been writing here when a crash came. */
 static bool may_be_torn(const struct log_check *log, uint32_t area)
 {
-	return !log->bounded && (uint64_t)area + 1 >= log->mark / log->per_area;
+	return !log->bounded && area >= log->unsettled_area;
 }
 
 struct copy_state {
@@ -619,6 +620,7 @@ static int find_end(struct log_check *log)
 		return error;
 	log->end = recovery.end_slots;
 	log->mark = recovery.durable_slots;
+	log->unsettled_area = recovery.unsettled_area;
 	check_tell(log->check, &at,
 		   "was not stopped cleanly: its log goes to slot %llu%s, of which %llu are known durable",
 		   (unsigned long long)log->end, error != 0 ? " at least" : "", (unsigned long long)log->mark);

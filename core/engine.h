@@ -356,6 +356,11 @@ void fold_log_stuck(struct volume *volume, struct log *log, int error);
 void fold_report(const struct volume *volume, const struct snapshot *snapshot, struct snapshot_report *report);
 bool fold_involves(const struct volume *volume, const struct snapshot *snapshot);
 bool fold_is_newest(const struct volume *volume);
+/*
+ * Whether the newest is being folded, or wiped after that. A snapshot taken now would have to follow a store that is going
+ * away; or, were there a crash before the wipe, that store would be in nobody's place.
+ */
+bool fold_bars_creation(const struct volume *volume);
 struct snapshot *fold_source(const struct volume *volume);
 
 #endif

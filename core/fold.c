@@ -57,6 +57,7 @@ struct fold {
 	struct log_settle settle;
 	bool settled, settling;
 	bool wiping;  /* waits until nobody reads newer's slots */
+	bool was_newest; /* it is out of the chain, and to be wiped */
 	bool resumed; /* at start-up: what was before it is not known any more, so it is not undone */
 	struct log_item items[FOLD_BYTES / BLOCK_BYTES_MIN];
 	struct fold_copy copies[FOLD_COPIES];
@@ -65,6 +66,12 @@ struct fold {
 bool fold_is_newest(const struct volume *volume)
 {
 	return volume->fold != NULL && volume->fold->newest && volume->fold->step != FOLD_PREPARING;
+}
+
+bool fold_bars_creation(const struct volume *volume)
+{
+	return (fold_is_newest(volume) && !fold_is_stalled(volume)) ||
+	       (volume->fold != NULL && volume->fold->was_newest);
 }
 
 bool fold_is_stalled(const struct volume *volume)
@@ -251,6 +258,7 @@ static void fold_wipe(struct volume *volume)
 	struct fold *fold = volume->fold;
 
 	volume_remove_from_chain(volume, index_of(volume, fold->newer));
+	fold->was_newest = fold->newest;
 	fold->newest = false;
 	fold->step = FOLD_ENDING;
 	fold->wiping = true;

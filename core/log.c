@@ -15,7 +15,7 @@
  *    log_settle(). So there is at most one half area.
  * 4. A header's durable mark is the log's end when the commit started: everything below had its barrier.
  * 5. A slot that cannot be written becomes void and its item takes another slot, behind the batch's last, in the same
- *    commit. More than VOIDS_MAX of them, or metadata that cannot be written, ends the log.
+ *    commit. More than LOG_VOIDS_MAX of them, or metadata that cannot be written, ends the log.
  * 6. A failed barrier ends the log: what was written since the last good one counts as not durable.
  * 7. A file is allocated some way ahead in the background, and while commits are small it is also written ahead of need,
  *    with zeroes: the first write into allocated space changes the file system's metadata, and a barrier after such a
@@ -31,10 +31,9 @@
 
 #include "io/log.h"
 
-#define VOIDS_MAX 16u
-#define SLOTS_MAX (LOG_ITEMS_MAX + VOIDS_MAX)
+#define SLOTS_MAX (LOG_ITEMS_MAX + LOG_VOIDS_MAX)
 /* The areas of one commit: LOG_ITEMS_MAX is four whole areas of the usual geometry; see batch_limit(). */
-#define AREAS_MAX (6u + VOIDS_MAX)
+#define AREAS_MAX (6u + LOG_VOIDS_MAX)
 #define IOS_MAX (SLOTS_MAX / 2 + 2 * AREAS_MAX + 4)
 #define IOVECS_MAX (SLOTS_MAX + 2 * AREAS_MAX + 4)
 
@@ -124,6 +123,11 @@ static unsigned batch_limit(const struct geometry *geometry)
 	uint32_t limit = geometry->slots_per_area * 4;
 
 	return limit < LOG_ITEMS_MAX ? limit : LOG_ITEMS_MAX;
+}
+
+uint32_t log_commit_slots_max(const struct geometry *geometry)
+{
+	return batch_limit(geometry) + LOG_VOIDS_MAX;
 }
 
 static void meta_reset(struct area_meta *meta, uint32_t area)
@@ -244,7 +248,7 @@ bool log_has_room(const struct log *log, unsigned count)
 
 uint64_t log_spare_slots(const struct log *log)
 {
-	uint64_t taken = (uint64_t)log->end + log->open->count + log->flying->count + VOIDS_MAX;
+	uint64_t taken = (uint64_t)log->end + log->open->count + log->flying->count + LOG_VOIDS_MAX;
 	uint64_t limit = store_limit_bytes(log->store), bytes = limit == 0 ? UINT64_MAX : limit - limit / 8, slots;
 
 	slots = geometry_slots(log_geometry(log), bytes < log->allocated_bytes ? bytes : log->allocated_bytes);
@@ -565,7 +569,7 @@ static void probe_finish(struct log *log)
 		if (!item->is_void || item->data == NULL)
 			continue;
 		log->ops->counters->voids++;
-		if (++log->voids > VOIDS_MAX) {
+		if (++log->voids > LOG_VOIDS_MAX) {
 			log_get_stuck(log, log->io_error);
 			return;
 		}
@@ -702,7 +706,7 @@ static void zeroed_ahead(struct disk_io *io, int error)
 static void zero_ahead(struct log *log)
 {
 	static uint8_t zeroes[ZERO_BYTES] __attribute__((aligned(4096)));
-	uint64_t used = bytes_through(log, (uint64_t)log->end + log->open->count + VOIDS_MAX);
+	uint64_t used = bytes_through(log, (uint64_t)log->end + log->open->count + LOG_VOIDS_MAX);
 	uint64_t from = log->zeroed_bytes > used ? log->zeroed_bytes : used, length;
 	unsigned count = 0;
 
@@ -750,7 +754,7 @@ static void commit_start(struct log *log)
 		return;
 	}
 	end = bytes_through(log, last);
-	if (log->allocate_ahead && bytes_through(log, last + VOIDS_MAX) > log->allocate_io.offset) {
+	if (log->allocate_ahead && bytes_through(log, last + LOG_VOIDS_MAX) > log->allocate_io.offset) {
 		/* the background allocation, or the zeroes, end first; log_push() comes back here */
 		log->state = LOG_ALLOCATING;
 		log->waits_for_ahead = true;

@@ -41,6 +41,11 @@ struct log_counters {
 
 /* At most this many items fit an open batch; a copy of more blocks must be split. */
 #define LOG_ITEMS_MAX 1016u
+/* Slots that cannot be written: a commit gives up after so many. */
+#define LOG_VOIDS_MAX 16u
+
+/* At most this many slots are written by one commit. */
+uint32_t log_commit_slots_max(const struct geometry *geometry);
 
 struct log_ops {
 	/*

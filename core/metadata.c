@@ -57,7 +57,7 @@ uint32_t area_copy_count(const struct log_format *format, const struct area_copi
 }
 
 void area_copies_unite(const struct log_format *format, const struct area_copies *both, uint32_t count,
-		       uint64_t durable_slots, uint8_t bytes[static AREA_META_BYTES])
+		       uint64_t durable_slots, bool is_next, uint8_t bytes[static AREA_META_BYTES])
 {
 	struct area_header header = {
 		.area = both->area,
@@ -71,7 +71,8 @@ void area_copies_unite(const struct log_format *format, const struct area_copies
 		if (area_copies_entry(format, both, i, &entry))
 			entry_encode(bytes, format->seed, both->area, i, &entry);
 	for (unsigned which = 0; which < 2; which++)
-		if (both->copies[which].valid && both->copies[which].header.write_count >= header.write_count)
-			header.write_count = both->copies[which].header.write_count + 1;
+		if (both->copies[which].valid && both->copies[which].header.write_count > header.write_count)
+			header.write_count = both->copies[which].header.write_count;
+	header.write_count += is_next ? 1 : 0;
 	area_header_encode(bytes, format->seed, &header);
 }

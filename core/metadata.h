@@ -51,9 +51,9 @@ uint32_t area_copy_count(const struct log_format *format, const struct area_copi
 
 /*
  * Encodes into `bytes` the first `count` entries as far as either copy has them, zeroes behind them, and a header
- * with the next write count.
+ * with the next write count, or, without `is_next`, with that of the newer copy.
  */
 void area_copies_unite(const struct log_format *format, const struct area_copies *both, uint32_t count,
-		       uint64_t durable_slots, uint8_t bytes[static AREA_META_BYTES]);
+		       uint64_t durable_slots, bool is_next, uint8_t bytes[static AREA_META_BYTES]);
 
 #endif

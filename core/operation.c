@@ -61,9 +61,7 @@ static bool can_start(struct volume *volume, const struct operation *operation)
 		return true;
 	switch (operation->kind) {
 	case OPERATION_CREATE:
-		/* A snapshot taken while the newest is folded would have to follow a store that is going away. */
-		return (!fold_is_newest(volume) || fold_is_stalled(volume)) &&
-		       write_back_barrier(volume);
+		return !fold_bars_creation(volume) && write_back_barrier(volume);
 	case OPERATION_DROP:
 		return drop_can_start(volume, operation);
 	case OPERATION_STOP:

@@ -14,13 +14,16 @@
  *                     error. It ends where the store does in any case; with the mark behind that, metadata is lost.
  *
  * With `writable`, a log that was not clean ends with a barrier (what was read may be in a cache only), and the metadata of
- * every area from the durable mark on is written anew to the copy not relied upon: nothing that a commit given up has
- * left there lies under the next. (For a clean one its owner does the like by log_settle_start().)
+ * every area that may have a single good copy (unsettled_area()) is written anew to the copy not relied upon: nothing
+ * that a commit given up has left there lies under the next. The mark in these is the one that was found: until all of
+ * them are durable, the next recovery has to begin there too. (For a clean one its owner does the like by
+ * log_settle_start().)
  */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
+#include "core/log.h"
 #include "core/metadata.h"
 
 #define CHUNK_AREAS 64u
@@ -288,51 +291,104 @@ static struct chunk *chunk_of(struct scan *scan, uint32_t area)
 	return NULL;
 }
 
-/* The union of both copies for the area's first `count` entries; *relied is the copy that has more of them. */
+/*
+ * The union of both copies for the area's first `count` entries. *relied is the copy that has more of those before the
+ * durable mark, or else more of all: the other one may be written anew.
+ */
 static void area_union(const struct scan *scan, const struct chunk *chunk, uint32_t area, uint32_t count,
 		       uint8_t *bytes, unsigned *relied)
 {
 	const struct area_copies *both = &chunk->areas[area - chunk->first].both;
 	uint64_t first = (uint64_t)area * scan->format.geometry.slots_per_area;
 	unsigned choice = both->first_choice;
-	uint32_t durable = count, has[2];
+	uint32_t durable = count, has[2], has_all[2];
 
-	area_copies_unite(&scan->format, both, count, scan->end, bytes);
+	/* One that is full keeps its write count: unsettled_area() looks at that, also after a crash in the middle of this. */
+	area_copies_unite(&scan->format, both, count, scan->durable, count < scan->format.geometry.slots_per_area, bytes);
 	if (scan->durable < first + count)
 		durable = scan->durable > first ? (uint32_t)(scan->durable - first) : 0;
-	for (unsigned c = 0; c < 2; c++)
+	for (unsigned c = 0; c < 2; c++) {
 		has[c] = area_copy_count(&scan->format, both, c, durable);
-	*relied = has[choice] >= has[1 - choice] ? choice : 1 - choice;
+		has_all[c] = area_copy_count(&scan->format, both, c, count);
+	}
+	if (has[choice] == has[1 - choice])
+		*relied = has_all[choice] >= has_all[1 - choice] ? choice : 1 - choice;
+	else
+		*relied = has[choice] > has[1 - choice] ? choice : 1 - choice;
 }
 
+/* Where neither copy can be read there is nothing to write. */
 static int area_rewrite(struct scan *scan, uint32_t area, uint32_t count, uint8_t *bytes, unsigned *copy)
 {
 	struct chunk *chunk = chunk_of(scan, area);
+	const struct meta_copy *copies;
 	int error;
 
 	if (chunk == NULL)
 		return 0;
+	copies = chunk->areas[area - chunk->first].both.copies;
 	area_union(scan, chunk, area, count, bytes, copy);
+	if (copies[0].error != 0 && copies[1].error != 0)
+		return 0;
 	*copy = 1 - *copy;
 	error = disk_write_wait(scan->store->host, scan->store->disk, bytes, AREA_META_BYTES,
 				geometry_meta_offset(&scan->format.geometry, area, *copy));
 	return error;
 }
 
-/* Every area from the durable mark (and the one before the open one, which may be half) to the log's end. */
+/* The chunk that the log ends in is at hand, the one before it is not any more: an area in that is read once more. */
+static void chunk_have(struct scan *scan, uint32_t area)
+{
+	struct chunk *last = chunk_of(scan, (uint32_t)(scan->end / scan->format.geometry.slots_per_area));
+
+	if (chunk_of(scan, area) == NULL)
+		chunk_read(scan, last == &scan->chunks[0] ? &scan->chunks[1] : &scan->chunks[0], area);
+}
+
+static bool was_written_at_once(struct scan *scan, uint32_t area)
+{
+	const struct meta_copy *copies;
+	const struct chunk *chunk;
+
+	chunk_have(scan, area);
+	chunk = chunk_of(scan, area);
+	if (chunk == NULL)
+		return false;
+	copies = chunk->areas[area - chunk->first].both.copies;
+	return (copies[0].valid || copies[1].valid) && (!copies[0].valid || copies[0].header.write_count == 1) &&
+	       (!copies[1].valid || copies[1].header.write_count == 1);
+}
+
+/*
+ * The first area that may have a single good copy. The mark is where the commit before the last one ended. What that one
+ * left half is the first area it wrote; those behind it were new, and got full in this one commit.
+ */
+static uint32_t unsettled_area(struct scan *scan)
+{
+	const struct geometry *geometry = &scan->format.geometry;
+	uint64_t commit_max = log_commit_slots_max(geometry);
+	uint32_t area = (uint32_t)(scan->durable / geometry->slots_per_area);
+
+	area = area > 0 ? area - 1 : 0;
+	while (area > 0 && scan->end >= scan->durable && scan->durable - (uint64_t)area * geometry->slots_per_area < commit_max &&
+	       was_written_at_once(scan, area))
+		area--;
+	return area;
+}
+
+/* Every area that may have a single good copy, up to the log's end. */
 static int make_appendable(struct scan *scan, uint8_t *bytes)
 {
 	struct store *store = scan->store;
 	uint32_t per_area = scan->format.geometry.slots_per_area;
 	uint32_t last = (uint32_t)(scan->end / per_area), used = (uint32_t)(scan->end % per_area);
-	uint64_t first = scan->durable / per_area;
 	unsigned copy = 0;
 	int error = disk_flush_wait(store->host, store->disk);
 
-	if (last > 0 && first >= last)
-		first = last - 1;
-	for (uint32_t area = (uint32_t)first; error == 0 && area < last; area++)
+	for (uint32_t area = scan->recovery->unsettled_area; error == 0 && area < last; area++) {
+		chunk_have(scan, area);
 		error = area_rewrite(scan, area, per_area, bytes, &copy);
+	}
 	if (error == 0 && used > 0) {
 		error = area_rewrite(scan, last, used, bytes, &copy);
 		memcpy(store->open_meta, bytes, AREA_META_BYTES);
@@ -382,8 +438,10 @@ static int scan_store(struct scan *scan, uint8_t *bytes)
 	struct store *store = scan->store;
 	int error = scan_run(scan);
 
-	if (error != 0)
+	if (error != 0) {
+		scan->recovery->unsettled_area = unsettled_area(scan);
 		return error;
+	}
 	/* What was durable is not there: the file or device has become shorter. What is left ends here. */
 	if (scan->end < scan->durable)
 		scan->recovery->lost_metadata = true;
@@ -391,6 +449,7 @@ static int scan_store(struct scan *scan, uint8_t *bytes)
 	if (!scan->bounded)
 		count_cut(scan);
 	keep_open_meta(scan);
+	scan->recovery->unsettled_area = unsettled_area(scan);
 	if (scan->recovery->writable && !store->superblock.clean)
 		scan->recovery->append_error = make_appendable(scan, bytes);
 	return 0;
@@ -411,6 +470,7 @@ int store_recover(struct store *store, struct recovery *recovery)
 	recovery->areas_read = 0;
 	recovery->durable_slots = 0;
 	recovery->end_slots = 0;
+	recovery->unsettled_area = 0;
 	if (scan == NULL || memory == NULL)
 		goto out;
 	error = map_create(superblock_block_count(superblock), &store->map);

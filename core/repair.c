@@ -285,7 +285,7 @@ static int mend_area(struct mending *mending, const struct repair_area *plan, bo
 	if (error != 0 || first >= mending->end)
 		return error;
 	wanted = mending->end - first < per_area ? (uint32_t)(mending->end - first) : per_area;
-	area_copies_unite(&mending->format, &mending->both, wanted, mending->durable, mending->bytes);
+	area_copies_unite(&mending->format, &mending->both, wanted, mending->durable, true, mending->bytes);
 	for (uint32_t i = 0; i < wanted && error == 0; i++)
 		error = mend_entry(mending, plan, i);
 	if (error != 0)

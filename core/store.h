@@ -152,6 +152,7 @@ struct recovery {
 	uint64_t areas_read;  /* out */
 	uint64_t durable_slots; /* out: the durable mark that was found; also after a read error */
 	uint64_t end_slots;     /* out: the log's end; after a read error, the slot it happened at */
+	uint32_t unsettled_area; /* out: areas before it were not being written when a crash came */
 };
 __attribute__((warn_unused_result)) int store_recover(struct store *store, struct recovery *recovery);
 

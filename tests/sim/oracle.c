@@ -10,17 +10,16 @@
  *   durable    a power cut may bring it back
  *
  * 1. A write that begins adds, for every value the cell may hold now, the same with the write applied, in every order
- *    with
- *    the others under way. When it ends well, what does not have it has ceased; when it fails, nothing has.
+ *    with the others under way. When it ends well, what does not have it has ceased; when it fails, nothing has.
  * 2. A flush that began at t and succeeded: what ceased before t cannot come back. FUA: what does not have it cannot
  *    come back.
  * 3. A read that began at t may find what has not ceased before t. Found in a quiet cell, it is what the cell holds.
  * 4. A snapshot's cell holds one of the values that the origin's cell may hold between the asking and the answer. What
- *    is
- *    read first is what it holds from then on.
+ *    is read first is what it holds from then on.
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <xxhash.h>
 
 #include "tests/sim/sim.h"
 
@@ -45,6 +44,7 @@ struct value {
 struct cell {
 	struct value *values;
 	unsigned count, size;
+	bool borrowed; /* the values lie in the clone's memory */
 	uint64_t touched; /* when a write began or ended here last */
 	struct oracle_write *writes[WRITES_PER_CELL];
 };
@@ -52,6 +52,7 @@ struct cell {
 struct choice {
 	uint32_t *contents;
 	unsigned count, size;
+	bool borrowed;
 };
 
 struct oracle_snapshot {
@@ -61,50 +62,49 @@ struct oracle_snapshot {
 	struct list link;
 };
 
-struct oracle {
-	uint64_t cell_count, clock, oldest;
-	struct cell *cells;
-	struct list snapshots;
+/* All that was ever seen; of an oracle and its clones. */
+struct library {
 	struct content *contents;
 	uint32_t content_count, content_size;
 	uint32_t buckets[BUCKETS];
 };
 
+struct oracle {
+	uint64_t cell_count, clock, oldest;
+	struct cell *cells;
+	struct list snapshots;
+	struct library *library;
+	bool is_clone;
+	void *memory; /* a clone's values and choices */
+};
+
 /* ---- contents ---- */
 
-static uint64_t hash_of(const uint8_t *bytes)
+static const uint8_t *content_bytes(const struct oracle *oracle, uint32_t content)
 {
-	uint64_t hash = 0, word;
-
-	for (unsigned i = 0; i < SECTOR_BYTES; i += 8) {
-		memcpy(&word, bytes + i, 8);
-		hash = (hash ^ word) * UINT64_C(0x9e3779b97f4a7c15);
-		hash ^= hash >> 29;
-	}
-	return hash;
+	return oracle->library->contents[content].bytes;
 }
 
 static uint32_t content_number(struct oracle *oracle, const uint8_t *bytes)
 {
-	uint64_t hash = hash_of(bytes);
-	uint32_t *bucket = &oracle->buckets[hash % BUCKETS];
+	struct library *library = oracle->library;
+	uint64_t hash = XXH3_64bits(bytes, SECTOR_BYTES);
+	uint32_t *bucket = &library->buckets[hash % BUCKETS];
 	struct content *content;
 
-	for (uint32_t at = *bucket; at != 0; at = oracle->contents[at].next)
-		if (oracle->contents[at].hash == hash && memcmp(oracle->contents[at].bytes, bytes, SECTOR_BYTES) == 0)
+	for (uint32_t at = *bucket; at != 0; at = library->contents[at].next)
+		if (library->contents[at].hash == hash && memcmp(library->contents[at].bytes, bytes, SECTOR_BYTES) == 0)
 			return at;
-	if (oracle->content_count == oracle->content_size) {
-		oracle->content_size *= 2;
-		oracle->contents = reallocarray(oracle->contents, oracle->content_size, sizeof(*oracle->contents));
-		if (oracle->contents == NULL)
-			sim_fail("out of memory");
+	if (library->content_count == library->content_size) {
+		library->content_size *= 2;
+		library->contents = sim_resize(library->contents, library->content_size, sizeof(*library->contents));
 	}
-	content = &oracle->contents[oracle->content_count];
+	content = &library->contents[library->content_count];
 	memcpy(content->bytes, bytes, SECTOR_BYTES);
 	content->hash = hash;
 	content->next = *bucket;
-	*bucket = oracle->content_count;
-	return oracle->content_count++;
+	*bucket = library->content_count;
+	return library->content_count++;
 }
 
 /* The content of cell `index` after `write` upon `content`. */
@@ -119,7 +119,7 @@ static uint32_t content_after(struct oracle *oracle, const struct oracle_write *
 		return WILD;
 	if (content == WILD && to - from < SECTOR_BYTES)
 		return WILD;
-	memcpy(bytes, oracle->contents[content].bytes, SECTOR_BYTES);
+	memcpy(bytes, content_bytes(oracle, content), SECTOR_BYTES);
 	if (write->data != NULL)
 		memcpy(bytes + (from - cell), write->data + (from - write->offset), (size_t)(to - from));
 	else
@@ -129,6 +129,19 @@ static uint32_t content_after(struct oracle *oracle, const struct oracle_write *
 
 /* ---- choices ---- */
 
+/* Room for `size` of which `count` are there, which may lie in somebody else's memory. */
+static void *grow(void *memory, unsigned count, unsigned size, size_t bytes, bool *borrowed)
+{
+	void *larger;
+
+	if (!*borrowed)
+		return sim_resize(memory, size, bytes);
+	larger = sim_resize(NULL, size, bytes);
+	memcpy(larger, memory, count * bytes);
+	*borrowed = false;
+	return larger;
+}
+
 static void choice_add(struct choice *choice, uint32_t content)
 {
 	for (unsigned i = 0; i < choice->count; i++)
@@ -136,9 +149,8 @@ static void choice_add(struct choice *choice, uint32_t content)
 			return;
 	if (choice->count == choice->size) {
 		choice->size = choice->size == 0 ? 2 : choice->size * 2;
-		choice->contents = reallocarray(choice->contents, choice->size, sizeof(*choice->contents));
-		if (choice->contents == NULL)
-			sim_fail("out of memory");
+		choice->contents = grow(choice->contents, choice->count, choice->size, sizeof(*choice->contents),
+					&choice->borrowed);
 	}
 	choice->contents[choice->count++] = content;
 }
@@ -157,9 +169,7 @@ static void value_add(struct oracle *oracle, uint64_t index, uint32_t content, u
 		}
 	if (cell->count == cell->size) {
 		cell->size = cell->size == 0 ? 2 : cell->size * 2;
-		cell->values = reallocarray(cell->values, cell->size, sizeof(*cell->values));
-		if (cell->values == NULL)
-			sim_fail("out of memory");
+		cell->values = grow(cell->values, cell->count, cell->size, sizeof(*cell->values), &cell->borrowed);
 	}
 	cell->values[cell->count++] = (struct value){ content, applied, FOREVER, true };
 	list_for_each(link, &oracle->snapshots) {
@@ -197,19 +207,16 @@ static void cell_prune(const struct oracle *oracle, struct cell *cell)
 
 struct oracle *oracle_create(uint64_t origin_bytes)
 {
-	struct oracle *oracle = calloc(1, sizeof(*oracle));
+	struct oracle *oracle = sim_take(sizeof(*oracle));
 	static const uint8_t zeroes[SECTOR_BYTES];
 
-	if (oracle == NULL)
-		sim_fail("out of memory");
 	oracle->cell_count = origin_bytes / SECTOR_BYTES;
-	oracle->cells = calloc((size_t)oracle->cell_count, sizeof(*oracle->cells));
-	oracle->content_size = 1024;
-	oracle->contents = calloc(oracle->content_size, sizeof(*oracle->contents));
-	if (oracle->cells == NULL || oracle->contents == NULL)
-		sim_fail("out of memory");
+	oracle->cells = sim_take((size_t)oracle->cell_count * sizeof(*oracle->cells));
+	oracle->library = sim_take(sizeof(*oracle->library));
+	oracle->library->content_size = 1024;
+	oracle->library->contents = sim_take(oracle->library->content_size * sizeof(struct content));
 	list_init(&oracle->snapshots);
-	oracle->content_count = ZEROES;
+	oracle->library->content_count = ZEROES;
 	if (content_number(oracle, zeroes) != ZEROES)
 		sim_fail("zeroes are not ZEROES");
 	for (uint64_t i = 0; i < oracle->cell_count; i++)
@@ -222,10 +229,84 @@ void oracle_destroy(struct oracle *oracle)
 	list_for_each_safe(link, &oracle->snapshots)
 		oracle_snapshot_destroy(oracle, container_of(link, struct oracle_snapshot, link));
 	for (uint64_t i = 0; i < oracle->cell_count; i++)
-		free(oracle->cells[i].values);
-	free(oracle->cells);
-	free(oracle->contents);
-	free(oracle);
+		if (!oracle->cells[i].borrowed)
+			sim_give(oracle->cells[i].values);
+	if (!oracle->is_clone) {
+		sim_give(oracle->library->contents);
+		sim_give(oracle->library);
+	}
+	sim_give(oracle->cells);
+	sim_give(oracle->memory);
+	sim_give(oracle);
+}
+
+/* ---- clones ---- */
+
+static size_t clone_bytes(const struct oracle *oracle)
+{
+	size_t bytes = 0;
+
+	for (uint64_t i = 0; i < oracle->cell_count; i++) {
+		bytes += oracle->cells[i].count * sizeof(struct value);
+		list_for_each(link, &oracle->snapshots)
+			bytes += container_of(link, struct oracle_snapshot, link)->cells[i].count * sizeof(uint32_t);
+	}
+	return bytes;
+}
+
+static void snapshot_clone(struct oracle *oracle, const struct oracle_snapshot *from, uint8_t **memory)
+{
+	struct oracle_snapshot *snapshot = sim_take(sizeof(*snapshot));
+
+	*snapshot = *from;
+	snapshot->cells = sim_resize(NULL, (size_t)oracle->cell_count, sizeof(*snapshot->cells));
+	for (uint64_t i = 0; i < oracle->cell_count; i++) {
+		struct choice *choice = &snapshot->cells[i];
+
+		*choice = from->cells[i];
+		memcpy(*memory, choice->contents, choice->count * sizeof(*choice->contents));
+		choice->contents = (uint32_t *)(void *)*memory;
+		choice->size = choice->count;
+		choice->borrowed = true;
+		*memory += choice->count * sizeof(*choice->contents);
+	}
+	list_append(&oracle->snapshots, &snapshot->link);
+}
+
+struct oracle *oracle_clone(struct oracle *from)
+{
+	struct oracle *oracle = sim_take(sizeof(*oracle));
+	uint8_t *memory = sim_resize(NULL, clone_bytes(from) + 1, 1);
+
+	*oracle = *from;
+	oracle->is_clone = true;
+	oracle->memory = memory;
+	oracle->cells = sim_resize(NULL, (size_t)from->cell_count, sizeof(*oracle->cells));
+	list_init(&oracle->snapshots);
+	for (uint64_t i = 0; i < oracle->cell_count; i++) {
+		struct cell *cell = &oracle->cells[i];
+
+		*cell = from->cells[i];
+		memcpy(memory, cell->values, cell->count * sizeof(*cell->values));
+		cell->values = (struct value *)(void *)memory;
+		cell->size = cell->count;
+		cell->borrowed = true;
+		memory += cell->count * sizeof(*cell->values);
+	}
+	list_for_each(link, &from->snapshots)
+		snapshot_clone(oracle, container_of(link, struct oracle_snapshot, link), &memory);
+	return oracle;
+}
+
+struct oracle_snapshot *oracle_snapshot_find(const struct oracle *oracle, const char *name)
+{
+	list_for_each(link, &oracle->snapshots) {
+		struct oracle_snapshot *snapshot = container_of(link, struct oracle_snapshot, link);
+
+		if (strcmp(snapshot->name, name) == 0)
+			return snapshot;
+	}
+	return NULL;
 }
 
 void oracle_set(struct oracle *oracle, uint64_t offset, const uint8_t *data, uint64_t bytes)
@@ -345,7 +426,7 @@ void oracle_prune(struct oracle *oracle, uint64_t oldest)
 
 static void describe(const struct oracle *oracle, uint32_t content, char *text, size_t size)
 {
-	const uint8_t *bytes = oracle->contents[content].bytes;
+	const uint8_t *bytes = content_bytes(oracle, content);
 
 	if (content == WILD)
 		(void)snprintf(text, size, "(anything)");
@@ -365,7 +446,7 @@ static uint32_t content_found(struct oracle *oracle, const uint8_t *data, uint64
 
 	(void)at;
 	if (expected != WILD)
-		memcpy(bytes, oracle->contents[expected].bytes, SECTOR_BYTES);
+		memcpy(bytes, content_bytes(oracle, expected), SECTOR_BYTES);
 	if (data != NULL)
 		memcpy(bytes + (from - cell), data + (from - offset), (size_t)(to - from));
 	else
@@ -383,7 +464,7 @@ static bool cell_matches(const struct oracle *oracle, uint64_t index, uint64_t o
 	uint64_t to = offset + length < cell + SECTOR_BYTES ? offset + length : cell + SECTOR_BYTES;
 
 	*whole = to - from == SECTOR_BYTES;
-	return content == WILD || memcmp(oracle->contents[content].bytes + (from - cell),
+	return content == WILD || memcmp(content_bytes(oracle, content) + (from - cell),
 					 data != NULL ? data + (from - offset) : zeroes, (size_t)(to - from)) == 0;
 }
 
@@ -480,13 +561,9 @@ void oracle_kill(struct oracle *oracle, bool cache_lost)
 
 struct oracle_snapshot *oracle_snapshot_begin(struct oracle *oracle, const char *name)
 {
-	struct oracle_snapshot *snapshot = calloc(1, sizeof(*snapshot));
+	struct oracle_snapshot *snapshot = sim_take(sizeof(*snapshot));
 
-	if (snapshot == NULL)
-		sim_fail("out of memory");
-	snapshot->cells = calloc((size_t)oracle->cell_count, sizeof(*snapshot->cells));
-	if (snapshot->cells == NULL)
-		sim_fail("out of memory");
+	snapshot->cells = sim_take((size_t)oracle->cell_count * sizeof(*snapshot->cells));
 	(void)snprintf(snapshot->name, sizeof(snapshot->name), "%s", name);
 	snapshot->open = true;
 	list_append(&oracle->snapshots, &snapshot->link);
@@ -506,10 +583,11 @@ void oracle_snapshot_end(struct oracle *oracle, struct oracle_snapshot *snapshot
 void oracle_snapshot_destroy(struct oracle *oracle, struct oracle_snapshot *snapshot)
 {
 	for (uint64_t i = 0; i < oracle->cell_count; i++)
-		free(snapshot->cells[i].contents);
-	free(snapshot->cells);
+		if (!snapshot->cells[i].borrowed)
+			sim_give(snapshot->cells[i].contents);
+	sim_give(snapshot->cells);
 	list_remove(&snapshot->link);
-	free(snapshot);
+	sim_give(snapshot);
 }
 
 static void choice_check(struct oracle *oracle, const struct oracle_snapshot *snapshot, uint64_t index, uint64_t offset,

@@ -14,14 +14,16 @@
  *    some for the next flush, and some is doomed: readers see it, but no flush will save it (as Linux' page cache
  *    does).
  * 3. A power cut: each sector is one of its versions, or as it was durable; what is in flight may be carried out too,
- *    each
- *    sector by itself. Of a store's sectors some are sheared: there is a part of what was being written, or
- *    rubbish.
+ *    each sector by itself. Of a store's sectors some are sheared: there is a part of what was being written, or
+ *    rubbish. Or somebody chooses what is left: sim_cut().
  * 4. A kill: what is in flight is carried out in part, each sector by itself; then the cache is as it is. What was
- *    doomed
- *    is flushed by somebody else, or dropped from the cache.
+ *    doomed is flushed by somebody else, or dropped from the cache.
  * 5. After a crash the world is dead: all requests fail and change nothing, so that the engine can be closed like any
  *    other; until sim_revive().
+ * 6. A write that fails was carried out sector by sector in part, or ended short: up to some sector. (That short counts
+ *    never reach the engine is the seam's rule 2.)
+ * 7. A host can be cloned at any moment, with all that is unflushed and in flight, to try a crash on the clone. Pages are
+ *    shared until one of them writes.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -34,13 +36,16 @@
 
 struct version {
 	struct version *next;
-	uint64_t request;   /* whose it is */
-	uint64_t completed; /* when; 0: in flight */
+	uint64_t request;      /* whose it is */
+	uint32_t index, total; /* which of the request's sectors */
+	uint64_t completed;    /* when; 0: in flight */
 	bool doomed;
 	uint8_t data[SECTOR_BYTES];
 };
 
 struct page {
+	struct page *next;   /* when free */
+	unsigned references; /* files that share it */
 	uint8_t cached[PAGE_BYTES], durable[PAGE_BYTES];
 	struct version *versions[PAGE_SECTORS];
 	bool bad; /* cannot be written; of the origin: cannot be read until it is written */
@@ -78,13 +83,19 @@ struct disk_host {
 	bool is_immediate, faults_paused, dead, crash_due;
 	uint64_t time_ns, clock, requests;
 	uint64_t origin_writes, store_writes, flushes, life_events;
+	enum sim_order order;
+	void (*hook)(void *context); /* before each event */
+	void *hook_context;
 	struct crash_plan plan;
 	enum crash_kind crashed;
 	bool origin_flush_failed, flush_failed;
 	struct faults origin_faults, store_faults;
-	struct version *free_versions;
 	struct sim_counters counters;
 };
+
+/* What is used again, by all hosts. */
+static struct version *free_versions;
+static struct page *free_pages;
 
 /* In disk_io.scratch. */
 struct flight {
@@ -101,27 +112,102 @@ static struct flight *flight_of(struct disk_io *io)
 
 /* ---- sectors ---- */
 
+static struct version *version_take(void)
+{
+	struct version *version = free_versions;
+
+	if (version == NULL)
+		return sim_take(sizeof(*version));
+	free_versions = version->next;
+	return version;
+}
+
+static void version_put(struct version *version)
+{
+	version->next = free_versions;
+	free_versions = version;
+}
+
+/* Forgets the versions before `end`. */
+static void versions_drop(struct page *page, unsigned at, const struct version *end)
+{
+	while (page->versions[at] != end) {
+		struct version *version = page->versions[at];
+
+		page->versions[at] = version->next;
+		version_put(version);
+	}
+}
+
+static struct page *page_take(void)
+{
+	struct page *page = free_pages;
+
+	if (page == NULL)
+		return sim_take(sizeof(*page));
+	free_pages = page->next;
+	return page;
+}
+
+static void page_put(struct page *page)
+{
+	if (page == NULL || --page->references > 0)
+		return;
+	for (unsigned at = 0; at < PAGE_SECTORS; at++)
+		versions_drop(page, at, NULL);
+	page->next = free_pages;
+	free_pages = page;
+}
+
+static struct page *page_unshare(struct page *shared)
+{
+	struct page *page = page_take();
+
+	*page = *shared;
+	page->references = 1;
+	shared->references--;
+	for (unsigned at = 0; at < PAGE_SECTORS; at++) {
+		struct version **link = &page->versions[at];
+
+		for (const struct version *version = shared->versions[at]; version != NULL; version = version->next) {
+			*link = version_take();
+			**link = *version;
+			link = &(*link)->next;
+		}
+		*link = NULL;
+	}
+	return page;
+}
+
+static void pages_grow(struct sim_file *file, size_t count)
+{
+	file->pages = sim_resize(file->pages, count, sizeof(*file->pages));
+	memset(file->pages + file->page_count, 0, (count - file->page_count) * sizeof(file->pages[0]));
+	file->page_count = count;
+}
+
+/* To write there. */
 static struct page *page_get(struct sim_file *file, uint64_t index)
 {
-	if (index >= file->page_count) {
-		size_t count = (size_t)index + 64;
-		struct page **pages = reallocarray(file->pages, count, sizeof(*pages));
+	struct page *page;
 
-		if (pages == NULL)
-			sim_fail("out of memory");
-		memset(pages + file->page_count, 0, (count - file->page_count) * sizeof(pages[0]));
-		file->pages = pages;
-		file->page_count = count;
-	}
-	if (file->pages[index] == NULL) {
-		file->pages[index] = calloc(1, sizeof(struct page));
-		if (file->pages[index] == NULL)
-			sim_fail("out of memory");
+	if (index >= file->page_count)
+		pages_grow(file, (size_t)index + 64);
+	page = file->pages[index];
+	if (page != NULL && page->references == 1)
+		return page;
+	if (page != NULL) {
+		page = page_unshare(page);
+	} else {
+		page = page_take();
+		memset(page, 0, sizeof(*page));
+		page->references = 1;
 		/* The superblocks, and what the fingerprint is made of, stay good. */
 		if (index != 0 && index != (file->is_origin ? 16 : 128))
-			file->pages[index]->bad = random_chance(&file->host->random, file->bad_per_thousand);
+			page->bad = random_chance(&file->host->random, file->bad_per_thousand);
 	}
-	return file->pages[index];
+	file->pages[index] = page;
+	return page;
 }
 
 static const struct page *page_find(const struct sim_file *file, uint64_t index)
@@ -129,49 +215,28 @@ static const struct page *page_find(const struct sim_file *file, uint64_t index)
 	return index < file->page_count ? file->pages[index] : NULL;
 }
 
-static struct version *version_take(struct disk_host *host)
-{
-	struct version *version = host->free_versions;
-
-	if (version == NULL)
-		version = malloc(sizeof(*version));
-	else
-		host->free_versions = version->next;
-	if (version == NULL)
-		sim_fail("out of memory");
-	return version;
-}
-
-/* Forgets the versions before `end`. */
-static void versions_drop(struct sim_file *file, struct page *page, unsigned at, const struct version *end)
-{
-	while (page->versions[at] != end) {
-		struct version *version = page->versions[at];
-
-		page->versions[at] = version->next;
-		version->next = file->host->free_versions;
-		file->host->free_versions = version;
-	}
-}
-
-static void sector_write(struct sim_file *file, uint64_t sector, const uint8_t *data, uint64_t request)
+/* `whose` says which request's, and which of its sectors. */
+static void sector_write(struct sim_file *file, uint64_t sector, const uint8_t *data, const struct version *whose)
 {
 	struct page *page = page_get(file, sector / PAGE_SECTORS);
 	unsigned at = (unsigned)(sector % PAGE_SECTORS);
-	struct version *version = version_take(file->host), **last = &page->versions[at];
+	struct version *version = version_take(), **last = &page->versions[at];
 
 	if (*last == NULL) {
 		if (file->dirty_count == file->dirty_size) {
 			file->dirty_size = file->dirty_size == 0 ? 256 : file->dirty_size * 2;
-			file->dirty = reallocarray(file->dirty, file->dirty_size, sizeof(*file->dirty));
-			if (file->dirty == NULL)
-				sim_fail("out of memory");
+			file->dirty = sim_resize(file->dirty, file->dirty_size, sizeof(*file->dirty));
 		}
 		file->dirty[file->dirty_count++] = sector;
 	}
 	while (*last != NULL)
 		last = &(*last)->next;
-	*version = (struct version){ .request = request };
+	version->next = NULL;
+	version->request = whose->request;
+	version->index = whose->index;
+	version->total = whose->total;
+	version->completed = 0;
+	version->doomed = false;
 	memcpy(version->data, data, SECTOR_BYTES);
 	memcpy(page->cached + (size_t)at * SECTOR_BYTES, data, SECTOR_BYTES);
 	*last = version;
@@ -187,10 +252,10 @@ static void sector_read(const struct sim_file *file, uint64_t sector, uint8_t *o
 		memcpy(out, page->cached + sector % PAGE_SECTORS * SECTOR_BYTES, SECTOR_BYTES);
 }
 
-static void sector_make_durable(struct sim_file *file, struct page *page, unsigned at, const struct version *version)
+static void sector_make_durable(struct page *page, unsigned at, const struct version *version)
 {
 	memcpy(page->durable + (size_t)at * SECTOR_BYTES, version->data, SECTOR_BYTES);
-	versions_drop(file, page, at, version->next);
+	versions_drop(page, at, version->next);
 }
 
 /* Keeps in the list of dirty sectors those that are. */
@@ -233,25 +298,27 @@ static void carry_out_sector(struct disk_io *io, uint64_t index)
 	struct sim_file *file = io->disk->file;
 	struct flight *flight = flight_of(io);
 	uint64_t sector = io->offset / SECTOR_BYTES + index;
+	struct version whose;
 	uint8_t data[SECTOR_BYTES];
 
+	whose.request = flight->request;
+	whose.index = (uint32_t)index;
+	whose.total = (uint32_t)(io->length / SECTOR_BYTES);
 	switch (io->op) {
-	case DISK_READ:
-		sector_read(file, sector, iov_at(io, index * SECTOR_BYTES));
-		return;
 	case DISK_WRITE:
-		sector_write(file, sector, iov_at(io, index * SECTOR_BYTES), flight->request);
+		sector_write(file, sector, iov_at(io, index * SECTOR_BYTES), &whose);
 		break;
 	case DISK_ZERO:
 		memset(data, 0, sizeof(data));
-		sector_write(file, sector, data, flight->request);
+		sector_write(file, sector, data, &whose);
 		break;
 	case DISK_DISCARD:
 		if (flight->fill == 0)
 			return;
 		memset(data, flight->fill == 1 ? 0 : flight->fill, sizeof(data));
-		sector_write(file, sector, data, flight->request);
+		sector_write(file, sector, data, &whose);
 		break;
+	case DISK_READ:
 	case DISK_FLUSH:
 	case DISK_ALLOCATE:
 	case DISK_EXTENTS:
@@ -266,8 +333,33 @@ static void carry_out_sector(struct disk_io *io, uint64_t index)
 	}
 }
 
+/* Up to the page's end and the buffer's, as far as that is whole sectors, at once. */
+static uint64_t read_some(struct disk_io *io, uint64_t from, uint64_t to)
+{
+	const struct iovec *iov = io->iov != NULL ? io->iov : &io->single;
+	uint64_t offset = from * SECTOR_BYTES, sector = io->offset / SECTOR_BYTES + from;
+	uint64_t count = PAGE_SECTORS - sector % PAGE_SECTORS;
+	const struct page *page = page_find(io->disk->file, sector / PAGE_SECTORS);
+
+	while (offset >= iov->iov_len) {
+		offset -= iov->iov_len;
+		iov++;
+	}
+	count = count < to - from ? count : to - from;
+	if (count > (iov->iov_len - offset) / SECTOR_BYTES)
+		count = (iov->iov_len - offset) / SECTOR_BYTES;
+	if (page == NULL)
+		memset((uint8_t *)iov->iov_base + offset, 0, (size_t)count * SECTOR_BYTES);
+	else
+		memcpy((uint8_t *)iov->iov_base + offset, page->cached + sector % PAGE_SECTORS * SECTOR_BYTES,
+		       (size_t)count * SECTOR_BYTES);
+	return count;
+}
+
 static void carry_out(struct disk_io *io, uint64_t from, uint64_t to)
 {
+	while (io->op == DISK_READ && from < to)
+		from += read_some(io, from, to);
 	for (uint64_t index = from; index < to; index++)
 		carry_out_sector(io, index);
 }
@@ -296,7 +388,7 @@ static void writes_completed(struct disk_io *io, bool durable)
 			continue;
 		version->completed = file->host->clock;
 		if (durable)
-			sector_make_durable(file, page, at, version);
+			sector_make_durable(page, at, version);
 	}
 	if (durable)
 		dirty_prune(file);
@@ -317,7 +409,7 @@ static void flush_sector(struct sim_file *file, uint64_t sector, uint64_t submit
 			last = version;
 	}
 	if (last != NULL)
-		sector_make_durable(file, page, at, last);
+		sector_make_durable(page, at, last);
 }
 
 static void flush(struct disk_io *io, bool fails)
@@ -486,7 +578,7 @@ static void power_cut_file(struct disk_host *host, struct sim_file *file)
 	unsigned chance = chances[random_below(&host->random, 5)];
 
 	for (size_t i = 0; i < file->dirty_count; i++) {
-		struct page *page = file->pages[file->dirty[i] / PAGE_SECTORS];
+		struct page *page = page_get(file, file->dirty[i] / PAGE_SECTORS);
 		unsigned at = (unsigned)(file->dirty[i] % PAGE_SECTORS);
 		struct version *chosen = NULL;
 
@@ -496,8 +588,27 @@ static void power_cut_file(struct disk_host *host, struct sim_file *file)
 		if (chosen != NULL && random_chance(&host->random, sheared))
 			shear(host, chosen, page->durable + (size_t)at * SECTOR_BYTES);
 		if (chosen != NULL)
-			sector_make_durable(file, page, at, chosen);
-		versions_drop(file, page, at, NULL);
+			sector_make_durable(page, at, chosen);
+		versions_drop(page, at, NULL);
+		memcpy(page->cached + (size_t)at * SECTOR_BYTES, page->durable + (size_t)at * SECTOR_BYTES,
+		       SECTOR_BYTES);
+	}
+	file->dirty_count = 0;
+}
+
+static void cut_file(struct sim_file *file, const struct sim_cut *cut)
+{
+	for (size_t i = 0; i < file->dirty_count; i++) {
+		struct page *page = page_get(file, file->dirty[i] / PAGE_SECTORS);
+		unsigned at = (unsigned)(file->dirty[i] % PAGE_SECTORS);
+		const struct version *chosen = NULL;
+
+		for (const struct version *version = page->versions[at]; version != NULL; version = version->next)
+			if (cut->keeps(cut, version->request, version->index, version->total))
+				chosen = version;
+		if (chosen != NULL)
+			sector_make_durable(page, at, chosen);
+		versions_drop(page, at, NULL);
 		memcpy(page->cached + (size_t)at * SECTOR_BYTES, page->durable + (size_t)at * SECTOR_BYTES,
 		       SECTOR_BYTES);
 	}
@@ -507,7 +618,7 @@ static void power_cut_file(struct disk_host *host, struct sim_file *file)
 static void kill_file(struct disk_host *host, struct sim_file *file)
 {
 	for (size_t i = 0; i < file->dirty_count; i++) {
-		struct page *page = file->pages[file->dirty[i] / PAGE_SECTORS];
+		struct page *page = page_get(file, file->dirty[i] / PAGE_SECTORS);
 		unsigned at = (unsigned)(file->dirty[i] % PAGE_SECTORS);
 		const uint8_t *now = page->durable + (size_t)at * SECTOR_BYTES;
 		bool redirty = random_chance(&host->random, 500);
@@ -517,8 +628,7 @@ static void kill_file(struct disk_host *host, struct sim_file *file)
 
 			if (version->doomed && !redirty) {
 				*link = version->next;
-				version->next = host->free_versions;
-				host->free_versions = version;
+				version_put(version);
 				continue;
 			}
 			version->doomed = false;
@@ -529,6 +639,37 @@ static void kill_file(struct disk_host *host, struct sim_file *file)
 		memcpy(page->cached + (size_t)at * SECTOR_BYTES, now, SECTOR_BYTES);
 	}
 	dirty_prune(file);
+}
+
+static void carry_out_all(struct disk_host *host)
+{
+	list_for_each(link, &host->in_flight) {
+		struct disk_io *io = container_of(link, struct disk_io, link);
+
+		if (is_write(io))
+			carry_out(io, flight_of(io)->from, flight_of(io)->to);
+	}
+}
+
+static void crashed(struct disk_host *host, enum crash_kind kind)
+{
+	if (kind == CRASH_POWER)
+		host->counters.power_cuts++;
+	else
+		host->counters.kills++;
+	host->crashed = kind;
+	host->dead = true;
+	host->plan.kind = CRASH_NONE;
+	host->crash_due = false;
+}
+
+void sim_cut(struct disk_host *host, const struct sim_cut *cut)
+{
+	sim_trace("==== power cut, chosen");
+	carry_out_all(host);
+	for (size_t i = 0; i < host->file_count; i++)
+		cut_file(&host->files[i], cut);
+	crashed(host, CRASH_POWER);
 }
 
 static void crash(struct disk_host *host)
@@ -542,14 +683,7 @@ static void crash(struct disk_host *host)
 		else
 			kill_file(host, &host->files[i]);
 	}
-	if (host->plan.kind == CRASH_POWER)
-		host->counters.power_cuts++;
-	else
-		host->counters.kills++;
-	host->crashed = host->plan.kind;
-	host->dead = true;
-	host->plan.kind = CRASH_NONE;
-	host->crash_due = false;
+	crashed(host, host->plan.kind);
 }
 
 void sim_crash_now(struct disk_host *host, enum crash_kind kind)
@@ -616,6 +750,21 @@ static void trace_io(const char *what, const struct disk_io *io, int error)
 			  (io->flags & DISK_FUA) != 0 ? " FUA" : "", error != 0 ? strerror(-error) : "");
 }
 
+/* Rule 6. */
+static void carry_out_failed(struct disk_io *io)
+{
+	struct sim_random *random = &io->disk->file->host->random;
+	const struct flight *flight = flight_of(io);
+
+	if (random_chance(random, 300)) {
+		carry_out(io, flight->from, flight->from + random_below(random, flight->to - flight->from + 1));
+		return;
+	}
+	for (uint64_t index = flight->from; index < flight->to; index++)
+		if (random_chance(random, 500))
+			carry_out_sector(io, index);
+}
+
 static int finish(struct disk_io *io)
 {
 	struct disk_host *host = io->disk->file->host;
@@ -630,9 +779,10 @@ static int finish(struct disk_io *io)
 	case DISK_WRITE:
 	case DISK_ZERO:
 	case DISK_DISCARD:
-		for (uint64_t index = flight->from; index < flight->to; index++)
-			if (error == 0 || (is_write(io) && random_chance(&host->random, 500)))
-				carry_out_sector(io, index);
+		if (error == 0)
+			carry_out(io, flight->from, flight->to);
+		else if (is_write(io))
+			carry_out_failed(io);
 		if (is_write(io))
 			writes_completed(io, error == 0 && (io->flags & DISK_FUA) != 0);
 		break;
@@ -666,12 +816,15 @@ static bool run_event(struct disk_host *host)
 
 	if (host->in_flight_count == 0)
 		return false;
-	for (uint64_t skip = random_below(&host->random, host->in_flight_count); skip > 0; skip--)
+	if (host->order == SIM_LAST_FIRST)
+		link = host->in_flight.previous;
+	for (uint64_t skip = host->order == SIM_AT_RANDOM ? random_below(&host->random, host->in_flight_count) : 0;
+	     skip > 0; skip--)
 		link = link->next;
 	io = container_of(link, struct disk_io, link);
 	flight = flight_of(io);
 	host->time_ns += random_below(&host->random, 200000);
-	if (!host->dead && !flight->started && is_partly_op(io->op) && random_chance(&host->random, 300)) {
+	if (!host->dead && host->order == SIM_AT_RANDOM && !flight->started && is_partly_op(io->op) && random_chance(&host->random, 300)) {
 		uint64_t middle = flight->from + random_below(&host->random, flight->to - flight->from + 1);
 
 		flight->started = true;
@@ -693,6 +846,8 @@ bool sim_event(struct disk_host *host)
 {
 	if (crash_if_due(host))
 		return true;
+	if (host->hook != NULL && !host->dead && host->in_flight_count > 0)
+		host->hook(host->hook_context);
 	if (!run_event(host))
 		return false;
 	host->counters.events++;
@@ -810,21 +965,12 @@ void disk_host_destroy(struct disk_host *host)
 
 		if (file->opened > 0)
 			sim_fail("%s is still open at the end", file->name);
-		for (size_t p = 0; p < file->page_count; p++) {
-			for (unsigned at = 0; file->pages[p] != NULL && at < PAGE_SECTORS; at++)
-				versions_drop(file, file->pages[p], at, NULL);
-			free(file->pages[p]);
-		}
-		free(file->pages);
-		free(file->dirty);
+		for (size_t p = 0; p < file->page_count; p++)
+			page_put(file->pages[p]);
+		sim_give(file->pages);
+		sim_give(file->dirty);
 	}
-	while (host->free_versions != NULL) {
-		struct version *version = host->free_versions;
-
-		host->free_versions = version->next;
-		free(version);
-	}
-	free(host);
+	sim_give(host);
 }
 
 int disk_host_fd(const struct disk_host *host)
@@ -871,9 +1017,7 @@ int disk_open(struct disk_host *host, const char *path, unsigned flags, struct d
 		return -ENOENT;
 	if ((flags & DISK_OPEN_LOCK) != 0 && file->locked)
 		return -EBUSY;
-	disk = calloc(1, sizeof(*disk));
-	if (disk == NULL)
-		return -ENOMEM;
+	disk = sim_take(sizeof(*disk));
 	disk->file = file;
 	disk->has_lock = (flags & DISK_OPEN_LOCK) != 0;
 	file->locked = file->locked || disk->has_lock;
@@ -892,7 +1036,7 @@ void disk_close(struct disk *disk)
 	if (disk->has_lock)
 		disk->file->locked = false;
 	disk->file->opened--;
-	free(disk);
+	sim_give(disk);
 }
 
 void disk_get_info(const struct disk *disk, struct disk_info *info)
@@ -967,15 +1111,110 @@ int disk_flush_wait(struct disk_host *host, struct disk *disk)
 
 struct disk_host *sim_host_create(uint64_t seed)
 {
-	struct disk_host *host = calloc(1, sizeof(*host));
+	struct disk_host *host = sim_take(sizeof(*host));
 
-	if (host == NULL)
-		sim_fail("out of memory");
 	host->random.state = seed;
 	host->time_ns = UINT64_C(1000000000);
 	list_init(&host->in_flight);
 	list_init(&host->immediate);
 	return host;
+}
+
+/* In order, each once; those that there is no room for are left out. */
+static void request_note(uint64_t *requests, size_t *count, size_t max, uint64_t request)
+{
+	size_t at = 0;
+
+	while (at < *count && requests[at] < request)
+		at++;
+	if ((at < *count && requests[at] == request) || *count == max)
+		return;
+	memmove(requests + at + 1, requests + at, (*count - at) * sizeof(*requests));
+	requests[at] = request;
+	(*count)++;
+}
+
+static void file_clone(struct disk_host *host, struct sim_file *file, const struct sim_file *from)
+{
+	*file = *from;
+	file->host = host;
+	file->opened = 0;
+	file->locked = false;
+	file->pages = NULL;
+	file->page_count = 0;
+	if (from->page_count > 0)
+		pages_grow(file, from->page_count);
+	for (size_t i = 0; i < from->page_count; i++) {
+		file->pages[i] = from->pages[i];
+		if (file->pages[i] != NULL)
+			file->pages[i]->references++;
+	}
+	file->dirty = NULL;
+	file->dirty_size = from->dirty_count;
+	if (from->dirty_count > 0) {
+		file->dirty = sim_resize(NULL, from->dirty_count, sizeof(*file->dirty));
+		memcpy(file->dirty, from->dirty, from->dirty_count * sizeof(*file->dirty));
+	}
+}
+
+struct disk_host *sim_host_clone(const struct disk_host *from, uint64_t seed,
+				 void (*crash_it)(struct disk_host *host, void *context), void *context)
+{
+	struct disk_host *host = sim_take(sizeof(*host));
+	struct disk disks[FILES_MAX];
+	struct disk_io *ios = sim_resize(NULL, from->in_flight_count + 1, sizeof(*ios)), *io = ios;
+
+	*host = *from;
+	host->random.state = seed;
+	host->order = SIM_AT_RANDOM;
+	host->hook = NULL;
+	list_init(&host->in_flight);
+	list_init(&host->immediate);
+	for (size_t i = 0; i < from->file_count; i++) {
+		file_clone(host, &host->files[i], &from->files[i]);
+		disks[i] = (struct disk){ .file = &host->files[i] };
+	}
+	list_for_each(link, &from->in_flight) {
+		*io = *container_of(link, struct disk_io, link);
+		io->disk = &disks[io->disk->file - from->files];
+		list_append(&host->in_flight, &io->link);
+		io++;
+	}
+	crash_it(host, context);
+	/* Who submitted them is not there. */
+	list_init(&host->in_flight);
+	host->in_flight_count = 0;
+	sim_give(ios);
+	return host;
+}
+
+struct sim_file *sim_file_in(struct disk_host *host, const struct sim_file *file)
+{
+	return &host->files[file - file->host->files];
+}
+
+size_t sim_unflushed(const struct disk_host *host, uint64_t *requests, size_t max)
+{
+	size_t count = 0;
+
+	for (size_t i = 0; i < host->file_count; i++) {
+		const struct sim_file *file = &host->files[i];
+
+		for (size_t j = 0; j < file->dirty_count; j++) {
+			const struct page *page = file->pages[file->dirty[j] / PAGE_SECTORS];
+			const struct version *version = page->versions[file->dirty[j] % PAGE_SECTORS];
+
+			for (; version != NULL; version = version->next)
+				request_note(requests, &count, max, version->request);
+		}
+	}
+	list_for_each(link, &host->in_flight) {
+		struct disk_io *io = container_of(link, struct disk_io, link);
+
+		if (is_write(io))
+			request_note(requests, &count, max, flight_of(io)->request);
+	}
+	return count;
 }
 
 struct sim_random *sim_host_random(struct disk_host *host)
@@ -1060,6 +1299,17 @@ void sim_set_faults(struct disk_host *host, const struct faults *origin, const s
 void sim_pause_faults(struct disk_host *host, bool pause)
 {
 	host->faults_paused = pause;
+}
+
+void sim_set_order(struct disk_host *host, enum sim_order order)
+{
+	host->order = order;
+}
+
+void sim_set_hook(struct disk_host *host, void (*hook)(void *context), void *context)
+{
+	host->hook = hook;
+	host->hook_context = context;
 }
 
 void sim_set_immediate(struct disk_host *host, bool on)

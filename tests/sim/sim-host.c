@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What the engine wants of the world besides disks: the volume's record, here in memory and as durable as a rename
- * makes
- * it; messages, shown with --trace; and the pseudo-random numbers that everything follows from.
+ * makes it; messages, shown with --trace; and the pseudo-random numbers that everything follows from.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -15,7 +14,6 @@
 
 /* The engine's record and messages carry no context, so these few are the program's. */
 static struct {
-	uint64_t seed;
 	bool trace;
 	struct disk_host *host;
 	struct record *saved;
@@ -69,9 +67,8 @@ void random_fill(uint64_t seed, uint8_t *out, size_t bytes)
 
 /* ---- messages ---- */
 
-void sim_seed_begin(uint64_t seed, bool trace)
+void sim_begin(bool trace)
 {
-	world.seed = seed;
 	world.trace = trace;
 }
 
@@ -130,7 +127,6 @@ void sim_fail(const char *format, ...)
 	va_start(arguments, format);
 	print_line("FAILED", format, arguments);
 	va_end(arguments);
-	printf("# to see it again: sim --seed=%llu --trace\n", (unsigned long long)world.seed);
 	(void)fflush(stdout);
 	exit(1);
 }
@@ -153,6 +149,7 @@ int probe_written(const char *path, char text[static PROBE_TEXT_BYTES])
 
 static struct record *record_copy(const struct record *record)
 {
+	bool paused = sim_memory_pause(true);
 	struct record *copy;
 
 	if (record_create(record->directory, record->origin_path, &record->volume_uuid, &copy) != 0)
@@ -165,6 +162,7 @@ static struct record *record_copy(const struct record *record)
 			sim_fail("out of memory");
 		copy->stores[i].broken = store->broken;
 	}
+	(void)sim_memory_pause(paused);
 	return copy;
 }
 
@@ -197,4 +195,18 @@ void sim_record_reset(struct disk_host *host)
 	record_destroy(world.saved);
 	world.saved = NULL;
 	world.host = host;
+}
+
+void sim_world_enter(struct disk_host *host, struct sim_world *before)
+{
+	*before = (struct sim_world){ world.host, world.saved };
+	world.host = host;
+	world.saved = world.saved != NULL ? record_copy(world.saved) : NULL;
+}
+
+void sim_world_leave(const struct sim_world *before)
+{
+	record_destroy(world.saved);
+	world.host = before->host;
+	world.saved = before->saved;
 }

@@ -2,112 +2,332 @@
 /*
  * The simulator's command line. See sim.h.
  *
- *   sim --check              a fixed set of seeds, as TAP
- *   sim --seed=N [--trace]   one run, told step by step with --trace
- *   sim --seeds=A-B          many
+ *   sim --check                     a fixed set of seeds and the short schedules, as TAP
+ *   sim --seeds=A-B [--jobs=N]      these seeds; --seeds=N: 1 to N
+ *   sim --minutes=M [--jobs=N]      seeds from the first one named (else from 1) on, for so long
+ *   sim --schedules[=A-B]           all short schedules, or those
+ *   sim --seed=N | --schedule=N     one; with --trace told step by step
+ *   sim --hunt                      as --check, and tells how much it took until one failed: for mutations
+ *
+ * The runs are made in processes of their own, so that whatever ends one (a wrong answer, an assertion, a sanitizer's
+ * report, a signal) is told with the command that shows it again, and the end of its trace.
  */
-#include <signal.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tests/sim/sim.h"
 
+#define JOBS_MAX 64u
+#define TRACE_LINES 60u
+#define LINE_BYTES 512u
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define IS_SANITIZED true
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define IS_SANITIZED true
+#endif
+#endif
+#ifndef IS_SANITIZED
+#define IS_SANITIZED false
+#endif
+
+/* What make check runs; a sanitized build takes about ten times as long. */
 #define CHECK_GROUPS 8u
-#define CHECK_SEEDS 250u /* in each group */
+#define CHECK_SEEDS (IS_SANITIZED ? 30u : 250u) /* in each group */
+#define CHECK_SCHEDULES 288u                    /* those of up to 2 operations, in order */
+#define HUNT_SEEDS 20u
+#define HUNT_SCHEDULES 12u
 
-static volatile uint64_t seed_now;
+enum kind { KIND_SEED, KIND_SCHEDULE };
 
-void __sanitizer_set_death_callback(void (*callback)(void)) __attribute__((weak));
+struct task {
+	enum kind kind;
+	uint64_t first, last; /* last: UINT64_MAX until time is out */
+	unsigned jobs;
+	uint64_t end_s; /* when time is out; 0: never */
+};
 
-/* An assertion of the engine, or a sanitizer's finding: which seed it was. */
-static void tell_seed(void)
+/* Shared with the workers. */
+struct board {
+	uint64_t now;
+	struct sim_totals totals;
+};
+
+static const char *program;
+static bool is_hunting; /* what fails is expected to, and not shown */
+
+static uint64_t now_s(void)
 {
-	char text[96];
-	int length;
+	struct timespec now;
 
-	(void)fflush(stdout);
-	length = snprintf(text, sizeof(text), "# to see it again: sim --seed=%llu --trace\n",
-			  (unsigned long long)seed_now);
-	if (write(STDOUT_FILENO, text, (size_t)length) < 0)
+	(void)clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec;
+}
+
+static void run_one(enum kind kind, uint64_t number, bool trace, struct sim_totals *totals)
+{
+	sim_begin(trace);
+	if (kind == KIND_SEED)
+		sim_run(number, totals);
+	else
+		sim_schedule(number, totals);
+}
+
+/* ---- totals ---- */
+
+static void totals_add(struct sim_totals *to, const struct sim_totals *from)
+{
+	to->runs += from->runs;
+	to->lives += from->lives;
+	to->power_cuts += from->power_cuts;
+	to->kills += from->kills;
+	to->events += from->events;
+	to->requests += from->requests;
+	to->snapshots += from->snapshots;
+	to->drops += from->drops;
+	to->faults += from->faults;
+	to->reads_checked += from->reads_checked;
+	to->merges += from->merges;
+	to->merges_resumed += from->merges_resumed;
+	to->probes += from->probes;
+}
+
+static void totals_print(const struct sim_totals *totals)
+{
+	typedef unsigned long long number;
+
+	printf("# %llu schedules with %llu crashes (%llu power cuts, %llu kills; %llu on the side), %llu lives, %llu faults\n",
+	       (number)totals->runs, (number)(totals->power_cuts + totals->kills), (number)totals->power_cuts,
+	       (number)totals->kills, (number)totals->probes, (number)totals->lives, (number)totals->faults);
+	printf("# %llu disk events, %llu requests, %llu reads checked, %llu snapshots, %llu drops, %llu merges (%llu resumed)\n",
+	       (number)totals->events, (number)totals->requests, (number)totals->reads_checked,
+	       (number)totals->snapshots, (number)totals->drops, (number)totals->merges,
+	       (number)totals->merges_resumed);
+}
+
+/* ---- what failed ---- */
+
+/* Runs it once more, told step by step, and shows the end of that. */
+static void show_trace(enum kind kind, uint64_t number)
+{
+	static char lines[TRACE_LINES][LINE_BYTES];
+	char command[LINE_BYTES];
+	size_t count = 0;
+	FILE *pipe;
+
+	(void)snprintf(command, sizeof(command), "exec '%s' --%s=%llu --trace 2>&1", program,
+		       kind == KIND_SEED ? "seed" : "schedule", (unsigned long long)number);
+	pipe = popen(command, "r");
+	if (pipe == NULL)
 		return;
+	while (fgets(lines[count % TRACE_LINES], LINE_BYTES, pipe) != NULL)
+		count++;
+	(void)pclose(pipe);
+	printf("# the end of its trace:\n");
+	for (size_t i = count > TRACE_LINES ? count - TRACE_LINES : 0; i < count; i++)
+		printf("%s%s", lines[i % TRACE_LINES][0] == '#' ? "" : "# ", lines[i % TRACE_LINES]);
 }
 
-static void on_signal(int number)
+static void tell_failed(enum kind kind, uint64_t number, int status)
 {
-	tell_seed();
-	(void)signal(number, SIG_DFL);
-	(void)raise(number);
+	if (WIFSIGNALED(status))
+		printf("# killed by signal %d\n", WTERMSIG(status));
+	if (!is_hunting)
+		show_trace(kind, number);
+	printf("# to see it again: %s --%s=%llu --trace\n", program, kind == KIND_SEED ? "seed" : "schedule",
+	       (unsigned long long)number);
+	(void)fflush(stdout);
 }
 
-static void run_seed(uint64_t seed, bool trace, struct sim_totals *totals)
+/* ---- workers ---- */
+
+static void work(const struct task *task, unsigned worker, struct board *board)
 {
-	seed_now = seed;
-	sim_seed_begin(seed, trace);
-	sim_run(seed, totals);
+	for (uint64_t number = task->first + worker; number <= task->last; number += task->jobs) {
+		if (task->end_s != 0 && now_s() >= task->end_s)
+			break;
+		board->now = number;
+		run_one(task->kind, number, false, &board->totals);
+	}
+	(void)fflush(stdout);
+	exit(0);
 }
 
-static void print_totals(const struct sim_totals *totals)
+/* Whether all went well; the totals are added up. */
+static bool carry_out(const struct task *task, struct sim_totals *totals)
 {
-	printf("# %llu runs, %llu lives, %llu power cuts, %llu kills, %llu faults, %llu disk events, %llu requests, %llu snapshots, %llu drops, %llu merges (%llu resumed)\n",
-	       (unsigned long long)totals->runs, (unsigned long long)totals->lives,
-	       (unsigned long long)totals->power_cuts, (unsigned long long)totals->kills,
-	       (unsigned long long)totals->faults, (unsigned long long)totals->events,
-	       (unsigned long long)totals->requests, (unsigned long long)totals->snapshots,
-	       (unsigned long long)totals->drops, (unsigned long long)totals->merges,
-	       (unsigned long long)totals->merges_resumed);
+	size_t bytes = task->jobs * sizeof(struct board);
+	struct board *boards = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pid_t workers[JOBS_MAX];
+	bool ok = true;
+
+	if (boards == MAP_FAILED)
+		sim_fail("out of memory");
+	for (unsigned i = 0; i < task->jobs; i++) {
+		(void)fflush(stdout);
+		workers[i] = fork();
+		if (workers[i] == 0)
+			work(task, i, &boards[i]);
+	}
+	for (unsigned i = 0; i < task->jobs; i++) {
+		int status = 0;
+
+		while (waitpid(workers[i], &status, 0) < 0 && errno == EINTR)
+			;
+		if (status != 0)
+			tell_failed(task->kind, boards[i].now, status);
+		ok = ok && workers[i] > 0 && status == 0;
+		totals_add(totals, &boards[i].totals);
+	}
+	(void)munmap(boards, bytes);
+	return ok;
 }
 
 static int check(void)
 {
 	struct sim_totals totals = { 0 };
+	struct task task = { .kind = KIND_SEED, .jobs = 1 };
+	bool ok, all_ok = true;
 
 	for (unsigned group = 0; group < CHECK_GROUPS; group++) {
-		for (unsigned i = 1; i <= CHECK_SEEDS; i++)
-			run_seed(group * CHECK_SEEDS + i, false, &totals);
-		printf("ok %u - seeds %u to %u\n", group + 1, group * CHECK_SEEDS + 1, (group + 1) * CHECK_SEEDS);
+		task.first = group * CHECK_SEEDS + 1;
+		task.last = (group + 1) * CHECK_SEEDS;
+		ok = carry_out(&task, &totals);
+		all_ok = all_ok && ok;
+		printf("%s %u - seeds %llu to %llu\n", ok ? "ok" : "not ok", group + 1, (unsigned long long)task.first,
+		       (unsigned long long)task.last);
 	}
-	print_totals(&totals);
-	printf("1..%u\n", CHECK_GROUPS);
-	return 0;
+	task = (struct task){ KIND_SCHEDULE, 0, CHECK_SCHEDULES - 1, 1, 0 };
+	ok = carry_out(&task, &totals);
+	all_ok = all_ok && ok;
+	printf("%s %u - all schedules of up to two operations\n", ok ? "ok" : "not ok", CHECK_GROUPS + 1);
+	totals_print(&totals);
+	printf("1..%u\n", CHECK_GROUPS + 1);
+	return all_ok ? 0 : 1;
+}
+
+/* Seeds and schedules by turns: what finds one fault soon does not find another. */
+static int hunt(void)
+{
+	struct sim_totals totals = { 0 };
+	bool ok = true;
+
+	for (uint64_t i = 0; ok && i < CHECK_GROUPS * CHECK_SEEDS / HUNT_SEEDS; i++) {
+		struct task seeds = { KIND_SEED, i * HUNT_SEEDS + 1, (i + 1) * HUNT_SEEDS, 1, 0 };
+		struct task schedules = { KIND_SCHEDULE, i * HUNT_SCHEDULES, (i + 1) * HUNT_SCHEDULES - 1, 1, 0 };
+
+		ok = carry_out(&seeds, &totals) && (i * HUNT_SCHEDULES >= CHECK_SCHEDULES ||
+						    carry_out(&schedules, &totals));
+	}
+	printf("%s: %llu schedules, %llu crashes\n", ok ? "nothing found" : "found",
+	       (unsigned long long)totals.runs + !ok, (unsigned long long)(totals.power_cuts + totals.kills));
+	return ok ? 0 : 1;
+}
+
+/* ---- arguments ---- */
+
+/* "A-B", or "N": `first` to N. */
+static bool parse_range(const char *text, struct task *task)
+{
+	char *end;
+
+	task->last = strtoull(text, &end, 10);
+	if (end == text)
+		return false;
+	if (*end == '-') {
+		task->first = task->last;
+		task->last = strtoull(end + 1, &end, 10);
+	}
+	return *end == '\0' && task->first <= task->last;
+}
+
+static bool parse_number(const char *text, uint64_t *number)
+{
+	char *end;
+
+	*number = strtoull(text, &end, 10);
+	return end != text && *end == '\0';
+}
+
+/* The argument's value when it is of this name, else NULL. */
+static const char *value_of(const char *argument, const char *name)
+{
+	size_t length = strlen(name);
+
+	return strncmp(argument, name, length) == 0 && argument[length] == '=' ? argument + length + 1 : NULL;
+}
+
+static bool parse(int argc, char **argv, struct task *task, bool *is_check, bool *is_one, bool *trace)
+{
+	bool is_set = false, ok = true;
+	uint64_t number;
+
+	for (int i = 1; i < argc && ok; i++) {
+		const char *argument = argv[i], *value;
+
+		if (strcmp(argument, "--trace") == 0) {
+			*trace = true;
+		} else if (strcmp(argument, "--check") == 0) {
+			*is_check = is_set = true;
+		} else if (strcmp(argument, "--hunt") == 0) {
+			is_hunting = is_set = true;
+		} else if (strcmp(argument, "--schedules") == 0) {
+			*task = (struct task){ KIND_SCHEDULE, 0, sim_schedule_count() - 1, task->jobs, 0 };
+			is_set = true;
+		} else if ((value = value_of(argument, "--schedules")) != NULL) {
+			task->kind = KIND_SCHEDULE;
+			is_set = ok = parse_range(value, task);
+		} else if ((value = value_of(argument, "--seeds")) != NULL) {
+			is_set = ok = parse_range(value, task);
+		} else if ((value = value_of(argument, "--seed")) != NULL ||
+			   (value = value_of(argument, "--schedule")) != NULL) {
+			task->kind = value_of(argument, "--seed") != NULL ? KIND_SEED : KIND_SCHEDULE;
+			is_set = ok = parse_number(value, &task->first);
+			*is_one = true;
+		} else if ((value = value_of(argument, "--minutes")) != NULL) {
+			is_set = ok = parse_number(value, &number);
+			task->end_s = now_s() + number * 60;
+			task->last = UINT64_MAX;
+		} else if ((value = value_of(argument, "--jobs")) != NULL) {
+			ok = parse_number(value, &number) && number >= 1 && number <= JOBS_MAX;
+			task->jobs = (unsigned)number;
+		} else {
+			ok = false;
+		}
+	}
+	return ok && is_set;
 }
 
 int main(int argc, char **argv)
 {
+	struct task task = { .kind = KIND_SEED, .first = 1, .jobs = 1 };
+	bool trace = false, is_check = false, is_one = false, ok;
 	struct sim_totals totals = { 0 };
-	unsigned long long first = 0, last = 0;
-	bool trace = false, is_check = false, is_set = false;
 
+	program = argv[0];
 	(void)setvbuf(stdout, NULL, _IOLBF, 0);
-	for (int i = 1; i < argc; i++) {
-		char *end = NULL;
-
-		if (strcmp(argv[i], "--trace") == 0) {
-			trace = true;
-		} else if (strcmp(argv[i], "--check") == 0) {
-			is_check = true;
-		} else if (strncmp(argv[i], "--seed=", 7) == 0) {
-			first = last = strtoull(argv[i] + 7, &end, 10);
-			is_set = *end == '\0';
-		} else if (strncmp(argv[i], "--seeds=", 8) == 0) {
-			first = strtoull(argv[i] + 8, &end, 10);
-			last = *end == '-' ? strtoull(end + 1, &end, 10) : 0;
-			is_set = *end == '\0';
-		}
-	}
-	if (is_check == is_set) {
-		(void)fprintf(stderr, "usage: sim --check | --seed=N [--trace] | --seeds=A-B\n");
+	if (!parse(argc, argv, &task, &is_check, &is_one, &trace)) {
+		(void)fprintf(stderr, "usage: sim --check | --seeds=A-B | --minutes=M | --schedules[=A-B] [--jobs=N]\n"
+				      "       sim --seed=N | --schedule=N [--trace]\n");
 		return 64;
 	}
-	(void)signal(SIGABRT, on_signal);
-	if (__sanitizer_set_death_callback != NULL)
-		__sanitizer_set_death_callback(tell_seed);
-	else
-		(void)signal(SIGSEGV, on_signal);
+	sim_memory_start();
 	if (is_check)
 		return check();
-	for (unsigned long long seed = first; seed <= last; seed++)
-		run_seed(seed, trace, &totals);
-	print_totals(&totals);
-	return 0;
+	if (is_hunting)
+		return hunt();
+	if (is_one) {
+		run_one(task.kind, task.first, trace, &totals);
+		totals_print(&totals);
+		return 0;
+	}
+	ok = carry_out(&task, &totals);
+	totals_print(&totals);
+	return ok ? 0 : 1;
 }

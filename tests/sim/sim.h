@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The simulator: the real engine on disks in memory, which lose, tear and reorder what was not flushed, and an oracle
- * that
- * knows what may be read. Everything follows from one seed.
+ * that knows what may be read. Everything follows from one seed.
  *
  *   sim.c        the command line
- *   run.c        one run: the lives of a server, what clients ask of it, and what they may be answered
+ *   run.h        runs: the lives of a server, what clients ask of it, and what they may be answered
  *   oracle.c     what each sector of the origin and of each snapshot may hold
  *   check.c      check finds no fault in what a crash leaves
  *   sim-disk.c   io/disk.h on memory; crashes and faults
  *   sim-host.c   the volume's record in memory, messages, random numbers
+ *   sim-memory.c memory that runs short
  */
 #ifndef TESTS_SIM_H
 #define TESTS_SIM_H
@@ -33,13 +33,39 @@ uint64_t random_range(struct sim_random *random, uint64_t low, uint64_t high); /
 bool random_chance(struct sim_random *random, unsigned per_thousand);
 void random_fill(uint64_t seed, uint8_t *out, size_t bytes);
 
-void sim_seed_begin(uint64_t seed, bool trace);
+void sim_begin(bool trace);
 bool sim_is_tracing(void);
 __attribute__((format(printf, 1, 2))) void sim_trace(const char *format, ...);
-/* Prints what is wrong and the command that shows it again; ends the program. */
+/* Prints what is wrong; ends the process. */
 __attribute__((format(printf, 1, 2), noreturn)) void sim_fail(const char *format, ...);
 
 void sim_record_reset(struct disk_host *host); /* forgets the saved record */
+/* Another world, with a copy of the record; and back. */
+struct sim_world {
+	struct disk_host *host;
+	struct record *saved;
+};
+void sim_world_enter(struct disk_host *host, struct sim_world *before);
+void sim_world_leave(const struct sim_world *before);
+
+/* ---- sim-memory.c ---- */
+
+void sim_memory_start(void);
+/* Which of the engine's requests for memory fail: one (counted from 1; 0: none), and so many of a thousand. */
+struct sim_memory_plan {
+	uint64_t nth;
+	unsigned per_thousand;
+};
+void sim_memory_plan(const struct sim_memory_plan *plan, uint64_t seed);
+bool sim_memory_pause(bool pause); /* returns what it was before */
+uint64_t sim_memory_failed(void);  /* how many have failed */
+int64_t sim_memory_in_use(void);   /* pieces that the engine has not given back */
+
+/* The simulator's own never fail. */
+void *sim_take(size_t bytes); /* zeroed */
+void *sim_take_pages(size_t bytes);
+void *sim_resize(void *memory, size_t count, size_t bytes);
+void sim_give(void *memory);
 
 /* ---- sim-disk.c ---- */
 
@@ -93,6 +119,9 @@ enum crash_kind sim_crashed_how(const struct disk_host *host);
 void sim_revive(struct disk_host *host);
 /* While on, requests are carried out in order, without faults, and do not count as events. For formatting. */
 void sim_set_immediate(struct disk_host *host, bool on);
+enum sim_order { SIM_AT_RANDOM, SIM_FIRST_FIRST, SIM_LAST_FIRST }; /* the latter two: each request as a whole */
+void sim_set_order(struct disk_host *host, enum sim_order order);
+void sim_set_hook(struct disk_host *host, void (*hook)(void *context), void *context); /* before each event */
 /* Runs one disk event; false: there is none. */
 bool sim_event(struct disk_host *host);
 size_t sim_in_flight(const struct disk_host *host);
@@ -102,6 +131,18 @@ bool sim_origin_read_failed(const struct disk_host *host, uint64_t offset, uint6
 bool sim_superblock_failed(const struct sim_file *file);
 bool sim_flush_failed(const struct disk_host *host); /* any, since the last crash */
 bool sim_origin_flush_failed(const struct disk_host *host);
+
+/* A copy as it is now, and as crash_it() leaves it: that must be a crash. */
+struct disk_host *sim_host_clone(const struct disk_host *from, uint64_t seed,
+				 void (*crash_it)(struct disk_host *host, void *context), void *context);
+struct sim_file *sim_file_in(struct disk_host *host, const struct sim_file *file); /* the clone's */
+/* The writes, by their numbers in order, that a power cut may undo: unflushed or in flight. At most `max`. */
+size_t sim_unflushed(const struct disk_host *host, uint64_t *requests, size_t max);
+/* A power cut that leaves what keeps() says of those writes: sector `index` of `total`. */
+struct sim_cut {
+	bool (*keeps)(const struct sim_cut *cut, uint64_t request, uint32_t index, uint32_t total);
+};
+void sim_cut(struct disk_host *host, const struct sim_cut *cut);
 
 /* ---- oracle.c ---- */
 
@@ -119,6 +160,9 @@ struct oracle_write {
 };
 
 struct oracle *oracle_create(uint64_t origin_bytes);
+/* A copy, with its snapshots, which shares what it can: to be destroyed before the original. */
+struct oracle *oracle_clone(struct oracle *oracle);
+struct oracle_snapshot *oracle_snapshot_find(const struct oracle *oracle, const char *name); /* NULL: none */
 void oracle_destroy(struct oracle *oracle);
 void oracle_set(struct oracle *oracle, uint64_t offset, const uint8_t *data, uint64_t bytes); /* durable */
 /* Whether the write may begin without making the oracle's sets too large. */
@@ -151,9 +195,14 @@ void sim_check_stores(struct disk_host *host, struct sim_file *const *files, siz
 
 struct sim_totals {
 	uint64_t runs, lives, power_cuts, kills, events, requests, snapshots, drops, faults, reads_checked;
-	uint64_t merges, merges_resumed;
+	uint64_t merges, merges_resumed, probes;
 };
 
 void sim_run(uint64_t seed, struct sim_totals *totals);
+
+/* ---- exhaustive.c ---- */
+
+uint64_t sim_schedule_count(void);
+void sim_schedule(uint64_t number, struct sim_totals *totals);
 
 #endif

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The snapshots of a run: taking and dropping them, and what is known of each. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "tests/sim/run.h"
+
+void snap_gone(struct snap *snap)
+{
+	struct run *run = snap->run;
+
+	if (snap->oracle != NULL)
+		oracle_snapshot_destroy(run->oracle, snap->oracle);
+	snap->oracle = NULL;
+	snap->state = SNAP_GONE;
+	run->store_used[snap->store] = false;
+}
+
+/* Whether the volume lists a snapshot of this name, and how. */
+bool snap_listed(const struct run *run, const struct snap *snap, struct snapshot_report *report)
+{
+	for (size_t i = 0; i < volume_snapshot_count(run->volume); i++) {
+		volume_report_snapshot(run->volume, i, report);
+		if (strcmp(report->name, snap->name) == 0 && strcmp(report->state, "absent") != 0)
+			return true;
+	}
+	return false;
+}
+
+static void created(struct operation *operation, int error)
+{
+	struct snap *snap = operation->context;
+	struct run *run = snap->run;
+
+	sim_trace("snapshot %s: %s %s", snap->name, strerror(-error), operation->complaint.why);
+	snap->busy = false;
+	if (sim_is_dead(run->host))
+		return;
+	oracle_snapshot_end(run->oracle, snap->oracle);
+	run->totals->snapshots++;
+	if (error == 0)
+		snap->state = SNAP_EXISTS;
+	else if (run->stopping)
+		snap->state = SNAP_UNKNOWN;
+	else if (!may_fail(run))
+		sim_fail("snapshot %s cannot be taken: %s: %s", snap->name, operation->complaint.what,
+			 operation->complaint.why);
+	else
+		snap_gone(snap);
+}
+
+static void dropped(struct operation *operation, int error)
+{
+	struct snap *snap = operation->context;
+	struct run *run = snap->run;
+	struct snapshot_report report;
+
+	sim_trace("drop %s: %s %s", snap->name, strerror(-error), operation->complaint.why);
+	snap->busy = false;
+	if (sim_is_dead(run->host))
+		return;
+	run->totals->drops++;
+	if (error != 0 && !may_fail(run) && !run->stopping && error != -EINVAL)
+		sim_fail("snapshot %s cannot be dropped: %s: %s", snap->name, operation->complaint.what,
+			 operation->complaint.why);
+	if (error == 0 || !snap_listed(run, snap, &report))
+		snap_gone(snap);
+	else if (export_find(&run->exports, snap->name) != NULL)
+		snap->state = SNAP_EXISTS;
+	snap->doubtful = snap->doubtful || (error != 0 && run->faulty);
+}
+
+static void begun(struct operation *operation)
+{
+	struct snap *snap = operation->context;
+
+	snap->begun = true;
+}
+
+unsigned snaps_busy(const struct run *run)
+{
+	unsigned busy = 0;
+
+	for (unsigned i = 0; i < run->snap_count; i++)
+		busy += run->snaps[i].busy;
+	return busy;
+}
+
+static void format_store(struct run *run, unsigned index)
+{
+	struct geometry geometry = { run->block_bytes, 0, FIRST_AREA_OFFSET };
+	uint64_t limit = 0;
+	struct disk *disk;
+
+	/* An area of more than 30 slots has its entries in several sectors, which are torn one by one. */
+	if (run->slots_per_area != 0)
+		geometry.slots_per_area = run->slots_per_area;
+	else if (run->has_bursts)
+		geometry.slots_per_area = (uint32_t)random_range(&run->random, 50, run->small_areas);
+	else if (run->small_areas == 0 || random_chance(&run->random, 100))
+		geometry.slots_per_area = AREA_SLOTS_MAX;
+	else
+		geometry.slots_per_area = (uint32_t)random_range(&run->random, 1, run->small_areas);
+	if (run->limited && random_chance(&run->random, 700))
+		limit = FIRST_AREA_OFFSET + geometry_area_bytes(&geometry) * random_range(&run->random, 1, 8) +
+			random_below(&run->random, 5000);
+	sim_trace("format %s: %u slots an area, limit %llu", sim_file_name(run->stores[index]), geometry.slots_per_area,
+		  (unsigned long long)limit);
+	sim_set_immediate(run->host, true);
+	if (disk_open(run->host, sim_file_name(run->stores[index]), 0, &disk) != 0 ||
+	    store_format_wait(run->host, disk, run->block_bytes, limit, geometry.slots_per_area, NULL) != 0)
+		sim_fail("a store cannot be formatted");
+	disk_close(disk);
+	sim_set_immediate(run->host, false);
+}
+
+void snapshot_take(struct run *run, unsigned store)
+{
+	struct snap *snap = &run->snaps[run->snap_count];
+
+	format_store(run, store);
+	run->snap_count++;
+	run->store_used[store] = true;
+	*snap = (struct snap){ .run = run, .store = store, .state = SNAP_CREATING, .busy = true };
+	(void)snprintf(snap->name, sizeof(snap->name), "s%u", run->snap_count);
+	snap->oracle = oracle_snapshot_begin(run->oracle, snap->name);
+	snap->operation = (struct operation){ .done = created, .context = snap };
+	sim_trace("snapshot %s into %s", snap->name, sim_file_name(run->stores[store]));
+	volume_snapshot(run->volume, &snap->operation, snap->name, sim_file_name(run->stores[store]));
+}
+
+void take_snapshot(struct run *run)
+{
+	unsigned store = (unsigned)random_below(&run->random, run->store_count);
+
+	if (run->snap_count < SNAPSHOTS_MAX && !run->store_used[store] && !sim_file_is_open(run->stores[store]))
+		snapshot_take(run, store);
+}
+
+void snapshot_drop(struct run *run, struct snap *snap)
+{
+	snap->state = SNAP_DROPPING;
+	snap->busy = true;
+	snap->begun = false;
+	snap->operation = (struct operation){ .done = dropped, .begun = begun, .context = snap };
+	sim_trace("drop %s", snap->name);
+	volume_drop(run->volume, &snap->operation, snap->name, false);
+}
+
+void drop_snapshot(struct run *run)
+{
+	struct snap *snap = &run->snaps[random_below(&run->random, run->snap_count + 1)];
+
+	for (unsigned tries = 0; tries < 8 && snap->state != SNAP_EXISTS; tries++)
+		snap = &run->snaps[random_below(&run->random, run->snap_count + 1)];
+	if (snap >= run->snaps + run->snap_count || snap->busy || snap->absent ||
+	    (snap->state != SNAP_EXISTS && snap->state != SNAP_DROPPING))
+		return;
+	if (snap->state == SNAP_EXISTS || may_fail(run))
+		snapshot_drop(run, snap);
+}
+
+struct snap *choose_snap(struct run *run)
+{
+	struct snap *snap = &run->snaps[random_below(&run->random, run->snap_count + 1)];
+
+	for (unsigned tries = 0; tries < 4; tries++) {
+		if (snap < run->snaps + run->snap_count && snap->state == SNAP_EXISTS && !snap->absent)
+			return snap;
+		snap = &run->snaps[random_below(&run->random, run->snap_count + 1)];
+	}
+	return NULL;
+}
+
+bool has_doubts(const struct run *run)
+{
+	for (unsigned i = 0; i < run->snap_count; i++)
+		if (run->snaps[i].state != SNAP_GONE && run->snaps[i].state != SNAP_EXISTS)
+			return true;
+	return false;
+}
