@@ -254,7 +254,7 @@ static int start_loop(struct server *server)
 	server->disk_source.fd = disk_host_fd(server->host);
 	server->disk_source.ready = disks_ready;
 	server->disk_source.context = server;
-	return loop_add(server->loop, &server->disk_source, EPOLLIN);
+	return loop_add(server->loop, &server->disk_source, EPOLLIN | EPOLLET);
 }
 
 static const char *socket_reason(int error)

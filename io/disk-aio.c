@@ -644,13 +644,11 @@ void disk_host_push(struct disk_host *host)
 		event_count_up(host->event_fd);
 }
 
-unsigned disk_host_poll(struct disk_host *host)
+static unsigned finish_all(struct disk_host *host)
 {
 	unsigned count = 0;
 	struct list *link;
 
-	/* First the signal, then what it stands for: what comes in between signals again. */
-	event_clear(host->event_fd);
 	take_from_kernel(host);
 	take_from_workers(host);
 	while ((link = list_pop(&host->finished))) {
@@ -663,6 +661,17 @@ unsigned disk_host_poll(struct disk_host *host)
 		io->done(io, io->result);
 	}
 	return count;
+}
+
+unsigned disk_host_poll(struct disk_host *host)
+{
+	unsigned count = finish_all(host);
+
+	if (count > 0)
+		return count;
+	/* First the signal, then once more what it stands for: what comes in between signals again. */
+	event_clear(host->event_fd);
+	return finish_all(host);
 }
 
 void disk_host_wait(struct disk_host *host)
