@@ -41,6 +41,24 @@ int copy_pool_create(struct volume *volume)
 	return 0;
 }
 
+bool copy_holds_commit(struct volume *volume)
+{
+	const struct log *log = volume_log(volume);
+	uint64_t now_ns;
+
+	if (volume->copies_reading == 0 || volume->pauses > 0 || log == NULL || !log_is_ready(log)) {
+		volume->commit_waits_ns = 0;
+		return false;
+	}
+	now_ns = disk_host_monotonic_ns(volume->host);
+	if (volume->commit_waits_ns == 0)
+		volume->commit_waits_ns = now_ns;
+	if (now_ns - volume->commit_waits_ns < COMMIT_WAIT_NS)
+		return true;
+	volume->commit_waits_ns = 0;
+	return false;
+}
+
 bool copy_is_idle(const struct volume *volume)
 {
 	return list_is_empty(&volume->copies);
@@ -210,6 +228,7 @@ static void copy_read_done(struct disk_io *io, int error)
 		copy_read(copy);
 		return;
 	}
+	volume->copies_reading -= copy->ahead ? 0 : 1;
 	if (!list_is_empty(&volume->copies_unlogged) || !copy_append(copy))
 		list_append(&volume->copies_unlogged, &copy->log_link);
 }
@@ -275,6 +294,7 @@ static struct copy *copy_start(struct volume *volume, block_t first, uint64_t co
 	copy->started_ns = disk_host_monotonic_ns(volume->host);
 	memset(copy->lost, 0, sizeof(copy->lost));
 	list_append(&volume->copies, &copy->link);
+	volume->copies_reading += ahead ? 0 : 1;
 	copy_read(copy);
 	return copy;
 }

@@ -37,6 +37,7 @@
 #define COPY_ARENA_BYTES ((size_t)16 << 20)
 #define BOUNCE_ARENA_BYTES ((size_t)8 << 20)
 #define SEGMENTS_MAX 256u
+#define COMMIT_WAIT_NS (UINT64_C(1) * 1000 * 1000)
 #define IDLE_SETTLE_NS (UINT64_C(500) * 1000 * 1000)
 #define STUCK_RETRY_NS (UINT64_C(1000) * 1000 * 1000)
 
@@ -139,6 +140,8 @@ struct volume {
 	bool piece_left;              /* a piece has ended since the overlapping ones last looked */
 	struct copy *copy_pool;
 	struct list copies, copies_free, copies_unlogged;
+	unsigned copies_reading;      /* without those ahead */
+	uint64_t commit_waits_ns;     /* since when a commit waits for them; 0: none does */
 	struct list copy_starved;     /* requests that wait for a free copy */
 	bool copy_freed;              /* one has ended since they last looked */
 	struct log_item *items;       /* PIECE_BLOCKS, for building a copy's items */
@@ -275,6 +278,11 @@ void copy_ahead(struct volume *volume, block_t first, uint64_t count);
 void copy_turn(struct volume *volume);
 bool is_zero(const uint8_t *data, size_t bytes); /* above 0 bytes */
 bool copy_is_idle(const struct volume *volume);
+/*
+ * Whether a commit had better wait a moment for copies that are still being read: they will share its barrier, instead of
+ * waiting for it and then for one of their own. Not longer than COMMIT_WAIT_NS.
+ */
+bool copy_holds_commit(struct volume *volume);
 /* How many blocks from `block` on (at most limit) are preserved, and if none, how many are not. */
 uint64_t preserved_run(const struct volume *volume, block_t block, uint64_t limit, bool *preserved);
 

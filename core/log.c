@@ -231,6 +231,11 @@ void log_close(struct log *log)
 	log_destroy(log);
 }
 
+bool log_is_ready(const struct log *log)
+{
+	return log->state == LOG_IDLE && log->open->count > 0 && log->error == 0;
+}
+
 bool log_is_stuck(const struct log *log)
 {
 	return log->state == LOG_STUCK;

@@ -67,6 +67,7 @@ slot_t log_end(const struct log *log);       /* slots [0, end) are durable */
 int log_error(const struct log *log);        /* 0, or why it takes no more */
 bool log_is_idle(const struct log *log);     /* nothing open, nothing being committed or settled */
 bool log_can_close(const struct log *log);   /* idle, and no background allocation under way either */
+bool log_is_ready(const struct log *log);    /* a push would start a commit */
 bool log_is_stuck(const struct log *log);
 bool log_is_settled(const struct log *log);  /* idle, and both metadata copies equal */
 

@@ -337,7 +337,7 @@ void volume_turn(struct volume *volume)
 			continue;
 		if (!log_is_wanted(volume, i) && log_can_close(log))
 			log_close(log);
-		else
+		else if (volume->chain[i] != volume_active(volume) || !copy_holds_commit(volume))
 			log_push(log);
 	}
 	barrier_turn(volume);

@@ -8,7 +8,7 @@ source "$BATS_TEST_DIRNAME/helpers.bash"
 
 # write_blocks ORDER COUNT: one after the other, until one fails; sets written, how many did not.
 write_blocks() {
-	python3 - "$ROWSNAP_RUNDIR/demo.nbd" "$1" "$2" "$BATS_TEST_DIRNAME" >written <<-'END'
+	python3 - "$ROWSNAP_RUNDIR/demo.nbd" "$1" "$2" "$BATS_TEST_DIRNAME" >count <<-'END'
 		import sys
 		sys.dont_write_bytecode = True
 		sys.path.insert(0, sys.argv[4])
@@ -21,7 +21,7 @@ write_blocks() {
 		    written += 1
 		print(written)
 	END
-	read -r written <written
+	read -r written <count
 }
 
 copies() {
