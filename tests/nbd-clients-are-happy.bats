@@ -166,13 +166,13 @@ serve_sparse() {
 		from nbd_client import Client
 		client = Client(sys.argv[1]).begin("origin")
 		for block in range(64):
-		    client.do(1, block * 4096, 4096, b"1" * 4096)
+		    client.do(1, (block + 64) * 4096, 4096, b"1" * 4096) # not where the fingerprint is
 		for command, flags in ((3, 0), (1, 1)):
 		    cookies, parts, send = set(), [], client.send
 		    client.send = parts.append # all of them in one piece
 		    for block in range(64):
 		        data = b"2" * 4096 if command == 1 else b""
-		        cookies.add(client.ask(command, block * 4096 * command % 2, len(data), data, flags))
+		        cookies.add(client.ask(command, (block + 64) * 4096 if data else 0, len(data), data, flags))
 		    client.send = send
 		    client.send(b"".join(parts))
 		    while cookies:
@@ -183,7 +183,9 @@ serve_sparse() {
 	[[ $(rowsnap status demo --json | jq .requests.flushes) -eq 64 ]]
 	# A disk that has FUA, or no cache, takes those writes one by one.
 	if ! grep -Eq '^(1|write through)' /sys/dev/block/"$(stat -c %Hd:%Ld origin.img)"{,/..}/queue/{fua,write_cache} 2>/dev/null; then
-		[[ $(rowsnap status demo --json | jq .requests.barriers) -le 64 ]]
+		barriers=$(rowsnap status demo --json | jq .requests.barriers)
+		echo "$barriers barriers"
+		[[ $barriers -le 32 ]]
 	fi
 	expect_snapshots demo s1
 	server_stop demo
