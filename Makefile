@@ -7,6 +7,7 @@
 #   WERROR=1                      warnings are errors (CI sets it)
 #   SANITIZE=address,undefined    an instrumented build, in a folder of its own
 #   BUILD=build/other             where to build; ./rowsnap is made by the usual build only
+#   FUZZ_SECONDS=600 TARGET=nbd   `make fuzz`: how long for each target, and which (all)
 #   V=1                           whole command lines
 
 BUILD = build$(if $(SANITIZE),/$(subst $(comma),-,$(SANITIZE)))
@@ -37,7 +38,8 @@ WARNINGS = -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Wvla -Wstrict-
 FORTIFY = $(if $(SANITIZE)$(filter -O0,$(CFLAGS)),,-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
 HARDENING = -fPIE -fstack-protector-strong -fstack-clash-protection
 HARDENING_LINK = -Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack
-INSTRUMENT = $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer)
+INSTRUMENT = $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer) \
+	$(if $(FUZZER),-fsanitize=fuzzer-no-link)
 # gcc's shared libubsan, beside libasan, takes no notice of the log_path that tests/run gives it.
 INSTRUMENT_LINK = $(if $(SANITIZE),-fsanitize=$(SANITIZE)) \
 	$(if $(findstring clang,$(CC)),,$(if $(findstring undefined,$(SANITIZE)),-static-libubsan))
@@ -55,9 +57,10 @@ LIBRARY_SOURCES := $(sort $(wildcard core/*.c io/*.c format/*.c))
 PROGRAM_SOURCES := $(sort $(wildcard rowsnap.c cmd/*.c))
 UNIT_SOURCES := $(sort $(wildcard tests/unit/*.c))
 SIM_SOURCES := $(sort $(wildcard tests/sim/*.c))
+FUZZ_SOURCES := $(sort $(wildcard tests/fuzz/fuzz-*.c))
 FAKE_SOURCES := $(sort $(wildcard tests/fake/*-preload.c))
 PRODUCT_SOURCES := $(PROGRAM_SOURCES) $(LIBRARY_SOURCES)
-SOURCES := $(PRODUCT_SOURCES) $(UNIT_SOURCES) $(SIM_SOURCES)
+SOURCES := $(PRODUCT_SOURCES) $(UNIT_SOURCES) $(SIM_SOURCES) $(FUZZ_SOURCES)
 SCRIPTS = .ci/run tests/install-tools tests/quickstart $(wildcard tests/*.bash) cmd/rowsnap.bash-completion \
 	$(sort $(wildcard tests/*.bats))
 
@@ -72,6 +75,7 @@ FAKES = $(FAKE_SOURCES:tests/fake/%.c=$(BUILD)/tests/%.so)
 ## What people ask for
 
 .PHONY: all static install uninstall clean help objects tests check sim coverage bench quickstart FORCE
+.PHONY: fuzz fuzzers fuzz-programs
 .PHONY: analyze analyze-gcc analyze-tidy analyze-cppcheck analyze-scan analyze-scripts
 
 all: $(PROGRAM)
@@ -85,6 +89,7 @@ help:
 	@echo 'make quickstart      installs what the build needs, builds, and shows what rowsnap does'
 	@echo 'make check           all tests, plain and under sanitizers; TESTS="drop* test-map" picks some'
 	@echo 'make sim             the simulator: SEEDS=1-1000, MINUTES=480 or SCHEDULES=all; JOBS=2; MUTATION=NAME'
+	@echo 'make fuzz            long fuzzing, of all targets or of TARGET=nbd, FUZZ_SECONDS=600 each'
 	@echo 'make analyze         gcc -fanalyzer, clang-tidy, cppcheck, scan-build, shellcheck'
 	@echo 'make bench           speed, next to that of others: some minutes; BENCH=--quick, BENCH=--help'
 	@echo 'make install         to $$(DESTDIR)$$(PREFIX), by default /usr/local; make uninstall undoes it'
@@ -193,6 +198,7 @@ check:
 	$(Q)tests/install-tools build tests
 	$(Q)$(MAKE) $(parallel) all tests
 	$(Q)$(MAKE) $(parallel) SANITIZE=address,undefined BUILD=$(BUILD)/address-undefined WERROR= tests
+	$(Q)$(MAKE) fuzzers
 	$(Q)tests/run $(if $(TESTS),--only='$(TESTS)') $(BUILD) $(BUILD)/address-undefined
 
 # SEEDS=A-B, or SEEDS=N: 1 to N; MINUTES=M: as many as there is time for; SCHEDULES=all, or A-B: see tests/sim/sim.c.
@@ -209,6 +215,39 @@ sim:
 	$(Q)tests/install-tools build
 	$(Q)$(MAKE) $(parallel) $(SIM_WANTED)
 	$(Q)$(SIM_WANTED) $(if $(SEEDS)$(MINUTES)$(SCHEDULES),$(SIM_ARGUMENTS),--seeds=1000 --jobs=$(JOBS))
+
+# The fuzz targets, by clang and its libFuzzer, in a folder of their own. Where these are missing the folder says so.
+FUZZ_FOLDER = $(BUILD)/fuzz
+FUZZ_SECONDS = 600
+FUZZ_PROGRAMS = $(FUZZ_SOURCES:tests/fuzz/%.c=$(BUILD)/%)
+FUZZ_PROBE = echo 'int LLVMFuzzerTestOneInput(const char *, unsigned long); \
+	int LLVMFuzzerTestOneInput(const char *data, unsigned long size) { return !data && size; }' | \
+	clang -fsanitize=fuzzer,address,undefined -x c -o $(FUZZ_FOLDER)/probe -
+
+fuzzers:
+	@mkdir -p $(FUZZ_FOLDER)
+	@rm -f $(FUZZ_FOLDER)/skipped
+	$(Q)if $(FUZZ_PROBE) 2>/dev/null; then \
+		$(MAKE) $(parallel) CC=clang SANITIZE=address,undefined FUZZER=1 BUILD=$(FUZZ_FOLDER) WERROR= fuzz-programs; \
+	else \
+		echo 'clang with its libFuzzer and sanitizers is missing' >$(FUZZ_FOLDER)/skipped; \
+	fi
+
+fuzz-programs: $(FUZZ_PROGRAMS)
+.SECONDARY: $(call objects,$(FUZZ_SOURCES))
+
+$(BUILD)/fuzz-%: $(BUILD)/obj/tests/fuzz/fuzz-%.o $(ARCHIVE) $(BUILD)/link
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -fsanitize=fuzzer -pie $(FUZZ_LINK) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIBRARIES)
+
+# With the commands' handlers.
+$(BUILD)/fuzz-control: $(call objects,cmd/serve-control.c cmd/common.c)
+$(BUILD)/fuzz-fuse: FUZZ_LINK = -Wl,--wrap=realpath
+
+fuzz:
+	$(Q)tests/install-tools build fuzz
+	$(Q)$(MAKE) fuzzers
+	$(Q)tests/fuzz/run --seconds=$(FUZZ_SECONDS) $(FUZZ_FOLDER) $(TARGET)
 
 quickstart:
 	$(Q)tests/install-tools build quickstart

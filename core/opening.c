@@ -267,9 +267,12 @@ int opening_find_record(struct opening *opening, const uuid128_t *volume_uuid)
 static int check_known_volume(struct opening *opening)
 {
 	static const uuid128_t nil;
-	const struct superblock *superblock = &opening->stores[0]->superblock;
+	const struct superblock *superblock;
 	const struct record *record;
 
+	if (opening->store_count == 0) /* all that were named are wiped, and left out */
+		return 0;
+	superblock = &opening->stores[0]->superblock;
 	if (uuid_is_nil(&superblock->volume_uuid) || opening_find_record(opening, &nil) != 0)
 		return 0;
 	record = opening->volume->record;

@@ -499,6 +499,11 @@ static void reply(struct dm_user_channel *channel, struct dm_user_request *reque
 /* True: through with it, and answered. */
 static bool settle(struct dm_user_channel *channel, struct dm_user_request *request)
 {
+	/* What is to come of it will not be read: unanswered, it is failed by the kernel when the channel is closed. */
+	if (channel->current == request && !channel->reader.running) {
+		channel->current = NULL;
+		return true;
+	}
 	if (request->step == DM_USER_STEP_PREFLUSH && channel->current == request) {
 		request->step = request->error == 0 ? DM_USER_STEP_MEMORY : DM_USER_STEP_REFUSE;
 		return false;

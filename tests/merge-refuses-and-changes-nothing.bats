@@ -45,6 +45,9 @@ expect_unchanged() {
 	expect_unchanged 'empty store' --snapshot=a origin.img a.store b.store c.store empty.store
 	expect_unchanged 'given twice' --snapshot=a origin.img a.store b.store c.store ./a.store
 	expect_unchanged 'is the origin itself' --snapshot=a origin.img a.store b.store c.store origin.img
+	truncate -s 2M wiped.store
+	expect_unchanged 'has no snapshots in the stores given' --snapshot=a origin.img wiped.store
+	rm wiped.store
 	truncate -s 5M origin.img
 	expect_unchanged 'but the snapshots were taken of' --snapshot=a origin.img a.store b.store c.store
 	expect_error 'no record in .* names' merge --snapshot=a a.expected

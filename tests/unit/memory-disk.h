@@ -3,7 +3,7 @@
  * io/disk.h on memory, for tests of what works on stores: it takes the place of io/disk-aio.c in the program that
  * includes it. Every request is carried out when it is submitted. The power can fail before any write: then this
  * write is torn (the sectors before `memory_torn_sectors` are written) and everything fails from there on. Sectors
- * can be unreadable.
+ * can be unreadable. A file has no room beyond `memory_size_max`.
  */
 #ifndef TESTS_MEMORY_DISK_H
 #define TESTS_MEMORY_DISK_H
@@ -14,12 +14,14 @@
 
 #include "io/disk.h"
 
+#ifndef MEMORY_FILES
 #define MEMORY_FILES 4u
+#endif
 
 struct memory_file {
 	char name[16];
 	uint8_t *bytes;
-	uint64_t size;
+	uint64_t size, room;
 	uint64_t bad_from, bad_to; /* bytes that cannot be read */
 };
 
@@ -35,6 +37,8 @@ struct disk {
 static struct memory_file memory_files[MEMORY_FILES];
 static uint64_t memory_writes;              /* so far */
 static uint64_t memory_power = UINT64_MAX;  /* writes until it fails */
+static uint64_t memory_size_max = UINT64_MAX;
+static uint8_t memory_random = 0x5a; /* what the next random bytes are */
 static unsigned memory_torn_sectors;
 static bool memory_dead, memory_wrote_read_only;
 
@@ -100,7 +104,7 @@ uint64_t disk_host_wall_ns(struct disk_host *host)
 void disk_host_random(struct disk_host *host, void *out, size_t bytes)
 {
 	(void)host;
-	memset(out, 0x5a, bytes);
+	memset(out, memory_random++, bytes);
 }
 
 int disk_open(struct disk_host *host, const char *path, unsigned flags, struct disk **disk)
@@ -135,14 +139,25 @@ bool disk_is_same(const struct disk *a, const struct disk *b)
 
 static void memory_resize(struct memory_file *file, uint64_t size)
 {
-	uint8_t *bytes = realloc(file->bytes, (size_t)size + 1);
+	if (size >= file->room) {
+		uint8_t *bytes = realloc(file->bytes, (size_t)size + 1);
 
-	if (bytes == NULL)
-		abort();
+		if (bytes == NULL)
+			abort();
+		file->bytes = bytes;
+		file->room = size + 1;
+	}
 	if (size > file->size)
-		memset(bytes + file->size, 0, (size_t)(size - file->size));
-	file->bytes = bytes;
+		memset(file->bytes + file->size, 0, (size_t)(size - file->size));
 	file->size = size;
+}
+
+int disk_set_size(struct disk *disk, uint64_t size_bytes)
+{
+	if (size_bytes > memory_size_max)
+		return -EFBIG;
+	memory_resize(disk->file, size_bytes);
+	return 0;
 }
 
 static int memory_read(const struct memory_file *file, uint8_t *out, uint64_t offset, uint64_t bytes)
@@ -166,10 +181,62 @@ static int memory_write(struct disk *disk, const uint8_t *data, uint64_t offset,
 		memory_dead = true;
 		bytes = (uint64_t)memory_torn_sectors * 512 < bytes ? (uint64_t)memory_torn_sectors * 512 : bytes;
 	}
+	if (bytes > memory_size_max || offset > memory_size_max - bytes)
+		return -ENOSPC;
 	if (offset + bytes > disk->file->size)
 		memory_resize(disk->file, offset + bytes);
 	memcpy(disk->file->bytes + offset, data, (size_t)bytes);
 	return memory_dead ? -EIO : 0;
+}
+
+static int memory_read_vector(const struct disk_io *io)
+{
+	const struct iovec *iov = io->iov != NULL ? io->iov : &io->single;
+	unsigned count = io->iov != NULL ? io->iov_count : 1;
+	uint64_t offset = io->offset;
+	int error = 0;
+
+	for (unsigned i = 0; i < count && error == 0; offset += iov[i++].iov_len)
+		error = memory_read(io->disk->file, iov[i].iov_base, offset, iov[i].iov_len);
+	return error;
+}
+
+/* Carried out, and torn, as one. */
+static int memory_write_vector(const struct disk_io *io)
+{
+	uint8_t *data, *at;
+	int error;
+
+	if (io->iov == NULL)
+		return memory_write(io->disk, io->single.iov_base, io->offset, io->length);
+	at = data = malloc((size_t)io->length + 1);
+	if (data == NULL)
+		abort();
+	for (unsigned i = 0; i < io->iov_count; at += io->iov[i++].iov_len)
+		memcpy(at, io->iov[i].iov_base, io->iov[i].iov_len);
+	error = memory_write(io->disk, data, io->offset, io->length);
+	free(data);
+	return error;
+}
+
+/* Nothing is known of holes: all of it is data. */
+static int memory_extents(struct disk_io *io)
+{
+	io->extents[0] = (struct disk_extent){ .length = io->length, .hole = false };
+	io->extents_count = 1;
+	return 0;
+}
+
+static int memory_zero(struct disk_io *io)
+{
+	uint8_t *zeroes = calloc(1, (size_t)io->length + 1);
+	int error;
+
+	if (zeroes == NULL)
+		abort();
+	error = memory_write(io->disk, zeroes, io->offset, io->length);
+	free(zeroes);
+	return error;
 }
 
 void disk_submit(struct disk_io *io)
@@ -178,9 +245,13 @@ void disk_submit(struct disk_io *io)
 	if (memory_dead)
 		io->result = -EIO;
 	else if (io->op == DISK_READ)
-		io->result = memory_read(io->disk->file, io->single.iov_base, io->offset, io->length);
+		io->result = memory_read_vector(io);
 	else if (io->op == DISK_WRITE)
-		io->result = memory_write(io->disk, io->single.iov_base, io->offset, io->length);
+		io->result = memory_write_vector(io);
+	else if (io->op == DISK_ZERO)
+		io->result = memory_zero(io);
+	else if (io->op == DISK_EXTENTS)
+		io->result = memory_extents(io);
 	list_append(&memory_host->finished, &io->link);
 }
 

@@ -526,6 +526,7 @@ static void test_texts(void)
 	for (unsigned i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
 		misses += strcmp(entry_type_text((enum entry_type)(i + 1)), texts[i]) != 0;
 	check("types have the documented numbers and words", misses == 0);
+	check("what is no type is called unknown", strcmp(entry_type_text((enum entry_type)(ENTRY_FINGERPRINT + 1)), "unknown") == 0);
 }
 
 int main(void)

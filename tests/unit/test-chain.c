@@ -264,10 +264,49 @@ static void drop_crashes(void)
 	check("a fold from a store that does not follow is refused", chain_order(entries, 4, &verdict) == -EINVAL);
 }
 
+/* Links and sequence numbers that no crash leaves. */
+static void contradictions(void)
+{
+	struct chain_entry second;
+
+	healthy();
+	supers[0].role = ROLE_FORK;
+	check("a fork is no part of a chain", chain_order(entries, 4, &verdict) == -EINVAL &&
+						      strstr(verdict.why, "not a snapshot's store") != NULL);
+	healthy();
+	second = entries[3]; /* given before the one that follows it */
+	entries[3] = entries[0];
+	entries[0] = second;
+	supers[2].sequence = supers[1].sequence;
+	check("a next one of the same sequence number is refused, and both are named",
+	      chain_order(entries, 4, &verdict) == -EINVAL && strcmp(verdict.what, "/s3") == 0 &&
+		      strstr(verdict.why, "same sequence number as /s2") != NULL);
+	healthy();
+	supers[1].sequence = 12;
+	supers[2].sequence = 11;
+	check("a link against the sequence numbers is refused, and both are named",
+	      chain_order(entries, 4, &verdict) == -EINVAL && strcmp(verdict.what, "/s3") == 0 &&
+		      strstr(verdict.why, "next newer one by /s2") != NULL);
+	healthy();
+	supers[0].successor_uuid = id(3);
+	supers[1].successor_uuid = id(50);
+	check("a store that nothing names is refused, and it is said which",
+	      chain_order(entries, 4, &verdict) == -EINVAL && uuid_equal(&verdict.stray, &supers[1].store_uuid));
+	healthy();
+	supers[3].state = STATE_SEALED;
+	supers[3].successor_uuid = id(1);
+	check("a circle is refused", chain_order(entries, 4, &verdict) == -EINVAL && strcmp(verdict.what, "/s4") == 0);
+	healthy();
+	supers[0].state = STATE_PREPARED;
+	check("an oldest that was never made active is refused where there are newer ones",
+	      chain_order(entries, 4, &verdict) == -EINVAL && strstr(verdict.why, "never made active") != NULL);
+}
+
 int main(void)
 {
 	orders();
 	refusals();
+	contradictions();
 	creation_crashes();
 	drop_crashes();
 	merge_crashes();

@@ -125,6 +125,64 @@ static void damaged(void)
 	check("damaged records are passed over, whatever is in them, and that is told", wrong == 0);
 }
 
+static uuid128_t numbered(size_t number)
+{
+	uuid128_t uuid = id(0xee);
+
+	memcpy(uuid.bytes, &number, sizeof(number));
+	return uuid;
+}
+
+static void changes(void)
+{
+	uuid128_t volume = id(1), one = id(2), other = id(3);
+	struct record *record;
+
+	if (record_create(directory, "/x", &volume, &record) != 0)
+		return;
+	check("stores are in the order of their making, whenever they are added",
+	      record_add(record, &one, "tue", "/tue", 6) == 0 && record_add(record, &other, "mon", "/mon", 5) == 0 &&
+		      strcmp(record->stores[0].name, "mon") == 0 && strcmp(record->stores[1].name, "tue") == 0);
+	check("a store that is known is seen somewhere else",
+	      record_add(record, &one, "tue", "/elsewhere", 6) == 0 && record->store_count == 2 &&
+		      strcmp(record_store_find(record, &one)->path, "/elsewhere") == 0);
+	check("the origin, too", record_set_origin(record, "/y") == 0 && strcmp(record->origin_path, "/y") == 0);
+	record_remove(record, &volume);
+	check("who is not there can't be taken out", record->store_count == 2);
+	record_remove(record, &other);
+	check("the others stay", record->store_count == 1 && record_store_find(record, &one) != NULL);
+	record_destroy(record);
+	record_destroy(NULL);
+}
+
+static void bounds(void)
+{
+	uuid128_t volume = id(1), one = id(2);
+	struct record *record;
+	char path[PATH_MAX + 1];
+	unsigned refused = 0;
+
+	if (record_create(directory, "/x", &volume, &record) != 0)
+		return;
+	memset(path, 'p', PATH_MAX);
+	path[PATH_MAX] = '\0';
+	check("a path of PATH_MAX bytes is too long",
+	      record_add(record, &one, "mon", path, 5) == -ENAMETOOLONG && record->store_count == 0);
+	path[PATH_MAX - 1] = '\0';
+	check("one of a byte less is not", record_add(record, &one, "mon", path, 5) == 0 &&
+						   strcmp(record->stores[0].path, path) == 0);
+	for (size_t i = 1; i < RECORD_STORES_MAX; i++) {
+		uuid128_t uuid = numbered(i);
+
+		refused += record_add(record, &uuid, "mon", "/mon", i) != 0;
+	}
+	check("as many stores as may be", refused == 0 && record->store_count == RECORD_STORES_MAX);
+	volume = numbered(0);
+	check("one more is refused", record_add(record, &volume, "mon", "/mon", 1) == -E2BIG);
+	check("one that is known is not", record_add(record, &one, "tue", "/tue", 5) == 0);
+	record_destroy(record);
+}
+
 int main(void)
 {
 	char path[128];
@@ -133,6 +191,8 @@ int main(void)
 		return 1;
 	round_trip();
 	damaged();
+	changes();
+	bounds();
 	path_of(1, path);
 	(void)unlink(path);
 	(void)rmdir(directory);

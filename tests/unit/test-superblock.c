@@ -744,6 +744,43 @@ static void test_names(void)
 		check(names[i].text, name_is_valid(names[i].name) == names[i].valid);
 }
 
+/* A copy, and one of the next generation half written over it: what of it is from which does not show but in its checksum. */
+static void test_looks_torn(void)
+{
+	struct superblock old = full_superblock(), new = old;
+	uint8_t good[SUPERBLOCK_BYTES], next[SUPERBLOCK_BYTES], torn[SUPERBLOCK_BYTES];
+
+	new.generation++;
+	new.durable_slots--;
+	superblock_encode(good, &old);
+	superblock_encode(next, &new);
+	memcpy(torn, next, sizeof(torn));
+	memcpy(torn + 512, good + 512, sizeof(torn) - 512);
+	check("a new version with the old one's checksum looks torn", superblock_looks_torn(torn, good));
+	check("and so it does beside the new one", superblock_looks_torn(torn, next));
+	memcpy(torn, good, sizeof(torn));
+	torn[SUPERBLOCK_BYTES - 1] ^= 1;
+	check("a good version with another checksum looks torn", superblock_looks_torn(torn, good));
+
+	memcpy(torn, next, 512);
+	check("a checksum of neither does not", !superblock_looks_torn(torn, good));
+	memcpy(torn + 512, good + 512, sizeof(torn) - 512);
+	torn[1000] ^= 1;
+	check("what is in no version does not look torn", !superblock_looks_torn(torn, good));
+	memcpy(torn, good, sizeof(torn));
+	torn[150] = 77;
+	check("nor does what is no superblock", !superblock_looks_torn(torn, good));
+	memcpy(torn, good, sizeof(torn));
+	torn[201] ^= 1;
+	check("nor does another content of the same generation", !superblock_looks_torn(torn, good));
+	memcpy(torn, next, sizeof(torn));
+	torn[48] ^= 1;
+	check("nor does another store", !superblock_looks_torn(torn, good));
+	memcpy(torn, next, sizeof(torn));
+	good[100] ^= 1;
+	check("beside what is not good nothing looks torn", !superblock_looks_torn(torn, good));
+}
+
 static void test_texts(void)
 {
 	unsigned misses = 0;
@@ -761,6 +798,9 @@ static void test_texts(void)
 							   strcmp(store_state_text(STATE_SEALED), "sealed") == 0 &&
 							   strcmp(store_state_text(STATE_MERGING), "merging") == 0);
 	check("a full store is called full", strcmp(broken_reason_text(BROKEN_FULL), "full") == 0);
+	check("what is no state, and no reason, is called unknown",
+	      strcmp(store_state_text((enum store_state)(STATE_MERGING + 1)), "unknown") == 0 &&
+		      strcmp(broken_reason_text((enum broken_reason)(BROKEN_ORIGIN_CHANGED + 1)), "unknown") == 0);
 }
 
 static void test_fingerprint(void)
@@ -801,6 +841,7 @@ int main(void)
 	test_name_is_cut_at_its_end();
 	test_damage();
 	test_torn();
+	test_looks_torn();
 	test_faults("each bad number is -EINVAL, and named", bad_numbers, sizeof(bad_numbers) / sizeof(bad_numbers[0]));
 	test_faults("each contradiction of names and links is -EINVAL, and named", bad_identities,
 		    sizeof(bad_identities) / sizeof(bad_identities[0]));
