@@ -231,10 +231,11 @@ extern const struct export_ops origin_export_ops;
 /* A checked request of the origin, below the write-back buffer. */
 void origin_submit_now(struct volume *volume, struct request *request);
 
-/* ---- write-back.c: all but the first three do nothing where there is no buffer ---- */
+/* ---- write-back.c: write_back_submit() wants a buffer, the others do nothing where there is none ---- */
 /* 0 or -ENOMEM; what there is is volume->write_back, to be destroyed by the caller in any case. */
 __attribute__((warn_unused_result)) int write_back_create(struct volume *volume, uint64_t bytes);
 void write_back_destroy(struct write_back *wb); /* NULL is harmless */
+void write_back_touch(struct volume *volume);   /* before the first request: no later use waits for memory */
 void write_back_submit(struct volume *volume, struct request *request); /* a checked request of the origin */
 void write_back_turn(struct volume *volume);
 void write_back_tick(struct volume *volume);

@@ -386,6 +386,7 @@ void volume_touch_buffers(struct volume *volume)
 {
 	arena_touch(volume->copy_arena);
 	arena_touch(volume->bounce_arena);
+	write_back_touch(volume);
 }
 
 /* ---- reports ---- */

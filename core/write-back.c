@@ -150,6 +150,14 @@ int write_back_create(struct volume *volume, uint64_t bytes)
 	return 0;
 }
 
+void write_back_touch(struct volume *volume)
+{
+	struct write_back *wb = volume->write_back;
+
+	if (wb != NULL)
+		memset(wb->memory, 0, (wb->page_count + (size_t)DRAINS_MAX * DRAIN_PAGES) * ARENA_PAGE_BYTES);
+}
+
 void write_back_destroy(struct write_back *wb)
 {
 	if (wb == NULL)
