@@ -2,17 +2,17 @@
 """The table as text, and the picture."""
 from html import escape
 
-from targets import verdict
+from targets import limit, of_pairs, verdict
 
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
 
 
 def text_table(workload, peers):
-    ours = peers.get("rowsnap", {}).get("rate")
+    ours = peers.get("rowsnap")
     lines = [workload.title,
              f"  {'':<30} {'median/s':>9} {'least':>9} {'most':>9} {'rowsnap is':>10} {'CPU us':>7} {'peak MiB':>8}"]
     for name, peer in peers.items():
-        versus = f"{ours / peer['rate']:.2f} x" if ours and name != "rowsnap" else ""
+        versus = f"{of_pairs(ours, peer):.2f} x" if ours and name != "rowsnap" else ""
         cpu = f"{peer['cpu_us']:.1f}" if peer.get("cpu_us") is not None else ""
         peak = f"{peer['peak_bytes'] / (1 << 20):.0f}" if peer.get("peak_bytes") else ""
         lines.append(f"  {name:<30} {peer['rate']:>9.0f} {peer['least']:>9.0f} {peer['most']:>9.0f} {versus:>10}"
@@ -20,7 +20,7 @@ def text_table(workload, peers):
     rowsnap = peers.get("rowsnap", {})
     if rowsnap.get("limit"):
         lines.append(f"  {'the disk, doing the same':<30} {rowsnap['limit']:>9.0f} {'':>9} {'':>9}"
-                     f" {ours / rowsnap['limit']:>8.2f} x")
+                     f" {limit({workload.name: peers}, workload.name):>8.2f} x")
     counters = rowsnap.get("counters")
     if counters and counters["writes"] and counters["blocks"]:
         lines.append(counter_line(counters, rowsnap["bytes"]))

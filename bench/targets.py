@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the design asks for, each a ratio within one run, and what was measured."""
+import statistics
+
+
+def of_pairs(one, other):
+    """The median of the ratios of what was measured in the same round, one soon after the other."""
+    return statistics.median(ours / theirs for ours, theirs in zip(one["rates"], other["rates"]))
 
 
 def ratio(results, workload, one, other):
-    """Of the medians; None where either was not measured."""
+    """None where either was not measured."""
     peers = results.get(workload, {})
     if one not in peers or other not in peers:
         return None
-    return peers[one]["rate"] / peers[other]["rate"]
+    return of_pairs(peers[one], peers[other])
 
 
 def counters(results, workload):
@@ -16,8 +22,10 @@ def counters(results, workload):
 
 
 def limit(results, workload):
+    """How near the disk's limit we came."""
     peer = results.get(workload, {}).get("rowsnap")
-    return peer and peer.get("limit") and peer["rate"] / peer["limit"]
+    return peer and peer.get("limits") and statistics.median(
+        ours / disk for ours, disk in zip(peer["rates"], peer["limits"]))
 
 
 def per_thousand(results):
