@@ -89,6 +89,7 @@ help:
 	@echo 'make quickstart      installs what the build needs, builds, and shows what rowsnap does'
 	@echo 'make check           all tests, plain and under sanitizers; TESTS="drop* test-map" picks some'
 	@echo 'make sim             the simulator: SEEDS=1-1000, MINUTES=480 or SCHEDULES=all; JOBS=2; MUTATION=NAME'
+	@echo 'make coverage        how much of core/ and format/ the simulator and the tests reach'
 	@echo 'make fuzz            long fuzzing, of all targets or of TARGET=nbd, FUZZ_SECONDS=600 each'
 	@echo 'make analyze         gcc -fanalyzer, clang-tidy, cppcheck, scan-build, shellcheck'
 	@echo 'make bench           speed, next to that of others: some minutes; BENCH=--quick, BENCH=--help'
@@ -215,6 +216,20 @@ sim:
 	$(Q)tests/install-tools build
 	$(Q)$(MAKE) $(parallel) $(SIM_WANTED)
 	$(Q)$(SIM_WANTED) $(if $(SEEDS)$(MINUTES)$(SCHEDULES),$(SIM_ARGUMENTS),--seeds=1000 --jobs=$(JOBS))
+
+# How much of core/ and format/ the simulator and the tests reach: TESTS= picks some of those that run fast. Branches of
+# assertions, which nothing may take, do not count.
+COVERAGE = $(BUILD)/coverage
+coverage:
+	$(Q)tests/install-tools build tests coverage
+	$(Q)$(MAKE) $(parallel) BUILD=$(COVERAGE) CFLAGS='-O0 --coverage $(CFLAGS)' tests
+	$(Q)find $(COVERAGE) -name '*.gcda' -delete
+	$(Q)tests/run --only='$(or $(TESTS),sim test-* damaged-stores.py *offline* check-* repair-* merge-* replay-* diff-*)' \
+		$(COVERAGE)
+	$(Q)gcovr --root . --object-directory $(COVERAGE)/obj --filter core/ --filter format/ \
+		--exclude-branches-by-pattern '\s*assert\(' --html-details $(COVERAGE)/index.html \
+		--txt $(COVERAGE)/coverage.txt --print-summary $(COVERAGE)/obj
+	@echo 'Line by line: $(COVERAGE)/index.html; by file: $(COVERAGE)/coverage.txt'
 
 # The fuzz targets, by clang and its libFuzzer, in a folder of their own. Where these are missing the folder says so.
 FUZZ_FOLDER = $(BUILD)/fuzz

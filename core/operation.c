@@ -155,22 +155,30 @@ void operation_update_store(struct volume *volume, struct store *store,
 	store_update_start(store, &volume->operation_update);
 }
 
+static void warn_of_record(const struct volume *volume, int error)
+{
+	log_warning("volume %s: its record in %s cannot be written (%s): the next start needs the stores named", volume->name,
+		    volume->record->directory, strerror(-error));
+}
+
 void record_save_or_warn(struct volume *volume)
 {
 	int error = record_save(volume->record);
 
 	if (error != 0)
-		log_warning("volume %s: its record in %s cannot be written (%s): the next start needs the stores named",
-			    volume->name, volume->record->directory, strerror(-error));
+		warn_of_record(volume, error);
 }
 
 void record_remember(struct volume *volume, const struct snapshot *snapshot)
 {
 	const struct superblock *superblock = &snapshot->store->superblock;
+	int error = record_add(volume->record, &superblock->store_uuid, superblock->name, snapshot->store->path,
+			       superblock->created_ns);
 
-	if (record_add(volume->record, &superblock->store_uuid, superblock->name, snapshot->store->path,
-		       superblock->created_ns) == 0)
+	if (error == 0)
 		record_save_or_warn(volume);
+	else
+		warn_of_record(volume, error);
 }
 
 void record_forget(struct volume *volume, const struct snapshot *snapshot)

@@ -303,8 +303,9 @@ static void area_union(const struct scan *scan, const struct chunk *chunk, uint3
 	unsigned choice = both->first_choice;
 	uint32_t durable = count, has[2], has_all[2];
 
-	/* One that is full keeps its write count: unsettled_area() looks at that, also after a crash in the middle of this. */
-	area_copies_unite(&scan->format, both, count, scan->durable, count < scan->format.geometry.slots_per_area, bytes);
+	/* One that is full keeps its write count: unsettled_area() looks at that, also after a crash meanwhile. */
+	area_copies_unite(&scan->format, both, count, scan->durable,
+			  count < scan->format.geometry.slots_per_area, bytes);
 	if (scan->durable < first + count)
 		durable = scan->durable > first ? (uint32_t)(scan->durable - first) : 0;
 	for (unsigned c = 0; c < 2; c++) {
@@ -336,7 +337,7 @@ static int area_rewrite(struct scan *scan, uint32_t area, uint32_t count, uint8_
 	return error;
 }
 
-/* The chunk that the log ends in is at hand, the one before it is not any more: an area in that is read once more. */
+/* The chunk that the log ends in is at hand, the one before it is not any more: an area in that is read again. */
 static void chunk_have(struct scan *scan, uint32_t area)
 {
 	struct chunk *last = chunk_of(scan, (uint32_t)(scan->end / scan->format.geometry.slots_per_area));

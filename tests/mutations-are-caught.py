@@ -18,10 +18,9 @@ TIME_LIMIT_SECONDS = 300
 
 def build(name):
     """The mutated simulator's path."""
-    program = pathlib.Path(os.environ.get("ROWSNAP_BUILD", "build")) / "mutants" / name
-    # Nothing of the calling make's is to be seen by this one.
-    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    subprocess.run(["make", "-s", f"BUILD={program.parent.parent}", str(program)], cwd=ROOT, env=environment, check=True,
+    folder = pathlib.Path(os.environ.get("ROWSNAP_BUILD", "build"))
+    program = (folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder) / "mutants" / name
+    subprocess.run(["make", "-s", f"BUILD={program.parent.parent}", str(program)], cwd=ROOT, check=True,
                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return program
 
@@ -36,8 +35,6 @@ def hunt(name):
         return False, error.stdout
     except subprocess.TimeoutExpired:
         return False, f"nothing found in {TIME_LIMIT_SECONDS} s"
-    finally:
-        (MUTATIONS / name).exists()
     return done.returncode == 1 and "\nfound: " in "\n" + done.stdout, done.stdout
 
 

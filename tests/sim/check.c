@@ -30,9 +30,9 @@ static void found(const struct check_finding *finding, void *context)
 void sim_check_stores(struct disk_host *host, struct sim_file *const *files, size_t count)
 {
 	struct check_store *stores = sim_take(count * sizeof(*stores));
+	bool paused = sim_memory_pause(true);
 	struct check check = { .host = host, .stores = stores, .found = found };
 
-	(void)sim_memory_pause(true);
 	sim_set_immediate(host, true);
 	for (size_t i = 0; i < count; i++)
 		if (store_open(host, sim_file_name(files[i]), DISK_OPEN_READ_ONLY | DISK_OPEN_LOCK,
@@ -44,6 +44,6 @@ void sim_check_stores(struct disk_host *host, struct sim_file *const *files, siz
 		store_close(stores[i].store);
 	check_end(&check);
 	sim_set_immediate(host, false);
-	(void)sim_memory_pause(false);
+	(void)sim_memory_pause(paused);
 	sim_give(stores);
 }

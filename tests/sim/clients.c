@@ -19,12 +19,16 @@ static bool is_excused(const struct client *client, int error)
 		return true;
 	if (client->snap != NULL && client->snap->state != SNAP_EXISTS && error == -ESHUTDOWN)
 		return true;
-	if (!run->faulty && !run->limited)
+	if (!may_fail(run))
 		return false;
+	if (error == -ENOMEM && run->short_of_memory && !client->verifying)
+		return true;
 	if (client->snap == NULL && !client->verifying)
 		return error == -EIO || error == -ENOSPC || error == -ESHUTDOWN;
 	if (error != -EIO)
 		return false;
+	if (run->rotten && client->snap != NULL)
+		return true;
 	if (sim_host_counters(run->host)->faults > client->faults_before)
 		return true;
 	if (end > first && sim_origin_read_failed(run->host, first, end - first))
@@ -296,7 +300,7 @@ void verify(struct run *run)
 	if (sim_is_dead(run->host))
 		return;
 	sim_trace("==== verify");
-	sim_pause_faults(run->host, true);
+	faults_pause(run, true);
 	for (unsigned i = 0; i < run->snap_count && !sim_is_dead(run->host); i++) {
 		struct snap *snap = &run->snaps[i];
 
@@ -308,5 +312,5 @@ void verify(struct run *run)
 	}
 	verify_one(run, NULL);
 	settle(run);
-	sim_pause_faults(run->host, false);
+	faults_pause(run, false);
 }

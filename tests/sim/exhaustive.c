@@ -24,7 +24,7 @@
 #define IDLE_TICKS 8u /* until the log is settled */
 
 enum op { OP_WRITE, OP_WRITE_SAME, OP_DISCARD, OP_FLUSH, OP_SNAPSHOT, OP_DROP_OLDEST, OP_FOLD, OP_STOP, OPS };
-enum mode { ORDERLY, AT_ONCE, REVERSED, MODES };
+enum mode { ORDERLY, AT_ONCE, REVERSED };
 
 struct schedule {
 	enum mode mode;
@@ -35,7 +35,9 @@ struct schedule {
 /* Of up to 3 operations. */
 #define TUPLES (OPS + OPS * OPS + OPS * OPS * OPS)
 
-/* The orderly ones first, the shortest first: so the first 4 * 72 are those of up to 2 operations, in order. */
+_Static_assert(SCHEDULES_SHORT == STARTS * (OPS + OPS * OPS), "those of up to 2 operations");
+
+/* Of each mode the shortest first. */
 static struct schedule decode(uint64_t number)
 {
 	struct schedule schedule = { .mode = (enum mode)(number / (TUPLES * STARTS)) };
@@ -55,7 +57,12 @@ static struct schedule decode(uint64_t number)
 
 uint64_t sim_schedule_count(void)
 {
-	return MODES * TUPLES * STARTS;
+	return SCHEDULE_MODES * TUPLES * STARTS;
+}
+
+uint64_t sim_schedule_short(unsigned mode)
+{
+	return mode * TUPLES * STARTS;
 }
 
 static void describe(uint64_t number, const struct schedule *schedule)

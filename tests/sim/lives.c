@@ -10,10 +10,26 @@
 
 /* ---- going on ---- */
 
+void faults_pause(struct run *run, bool pause)
+{
+	sim_pause_faults(run->host, pause);
+	(void)sim_memory_pause(pause || run->is_probe);
+}
+
+void all_come_back(struct run *run)
+{
+	run->gone_turns = 0;
+	for (unsigned i = 0; i < run->store_count; i++)
+		sim_file_set_gone(run->stores[i], false);
+}
+
 void pump(struct run *run)
 {
 	uint64_t batch = run->is_exhaustive ? 1 : random_range(&run->random, 1, 4);
 
+	/* Not for ever: a seal of unknown outcome is tried again until it is known, and writes wait for that. */
+	if (run->gone_turns > 0 && --run->gone_turns == 0)
+		all_come_back(run);
 	if (sim_in_flight(run->host) == 0) {
 		sim_host_sleep(run->host, TICK_NS);
 		volume_tick(run->volume);
@@ -84,6 +100,10 @@ void settle(struct run *run)
 	while (!sim_is_dead(run->host) &&
 	       (run->clients_under_way > 0 || snaps_busy(run) > 0 || (is_folding(run) && !may_fail(run)))) {
 		idle = sim_in_flight(run->host) == 0 ? idle + 1 : 0;
+		if (run->thin && idle == IDLE_TICKS_MAX / 2) {
+			run->totals->rooms++;
+			sim_set_room(run->host, random_below(&run->random, 60));
+		}
 		if (idle > IDLE_TICKS_MAX || ++turns > 2000000) {
 			if (may_wait(run))
 				return;
@@ -95,7 +115,8 @@ void settle(struct run *run)
 
 /* ---- starting ---- */
 
-enum found { FOUND_NONE, FOUND_EMPTY, FOUND_PREPARED, FOUND_OTHER };
+/* UNFINISHED: sealed, but without a successor. */
+enum found { FOUND_NONE, FOUND_EMPTY, FOUND_PREPARED, FOUND_UNFINISHED, FOUND_OTHER };
 
 /* What the superblock of a store says, to somebody who looks at the disk. */
 static enum found look_at_store(const struct run *run, unsigned store)
@@ -115,6 +136,8 @@ static enum found look_at_store(const struct run *run, unsigned store)
 		generation = superblock.generation;
 		found = superblock.state == STATE_EMPTY	   ? FOUND_EMPTY :
 			superblock.state == STATE_PREPARED ? FOUND_PREPARED :
+			superblock.state == STATE_SEALED && uuid_is_nil(&superblock.successor_uuid) ?
+							     FOUND_UNFINISHED :
 							     FOUND_OTHER;
 	}
 	return found;
@@ -144,7 +167,7 @@ void choose_absent(struct run *run)
 		if (snap->state == SNAP_DROPPING || snap->state == SNAP_CREATING || snap->state == SNAP_UNKNOWN)
 			away = false;
 		/* A snapshot whose store could not be made active exists all the same; the one before it is needed. */
-		if (snap->state == SNAP_EXISTS && run->faulty && look_at_store(run, snap->store) == FOUND_PREPARED)
+		if (snap->state == SNAP_EXISTS && may_fail(run) && look_at_store(run, snap->store) < FOUND_OTHER)
 			away = false;
 		present += snap->state == SNAP_EXISTS;
 	}
@@ -162,7 +185,7 @@ void choose_absent(struct run *run)
 			sim_file_set_absent(run->stores[run->snaps[i].store], run->snaps[i].absent);
 }
 
-static size_t choose_paths(struct run *run, const char **paths, bool all)
+size_t choose_paths(struct run *run, const char **paths, bool all)
 {
 	size_t count = 0;
 
@@ -258,7 +281,8 @@ void after_crash(struct run *run)
 /* False: a crash, or nothing more can be done with this volume. */
 bool open_volume(struct run *run)
 {
-	bool by_record = !run->opened_before || (random_chance(&run->random, 400) && !run->hard_to_reopen);
+	bool by_record = !run->opened_before ||
+			 (random_chance(&run->random, 400) && !run->hard_to_reopen && !run->record_in_doubt);
 	bool quiet = random_chance(&run->random, 500);
 	struct complaint complaint;
 	int error = -EAGAIN;
@@ -267,15 +291,17 @@ bool open_volume(struct run *run)
 	run->stopping = false;
 	run->stopped = false;
 	for (unsigned tries = 0; error != 0; tries++) {
-		sim_pause_faults(run->host, quiet || tries > 0);
+		faults_pause(run, quiet || tries > 0);
 		error = try_open(run, by_record, tries > 1, &complaint);
-		sim_pause_faults(run->host, false);
+		faults_pause(run, false);
 		if (error != 0 && sim_is_dead(run->host))
 			return false;
 		if (error != 0 && sim_flush_failed(run->host)) {
 			sim_crash_now(run->host, CRASH_KILL);
 			after_crash(run);
 		}
+		if (error != 0 && run->thin)
+			sim_set_room(run->host, 60);
 		if (error != 0 && tries == 3) {
 			/* What was overwritten in the fingerprinted area may be back if the origin lost what it flushed. */
 			if (error == -ESTALE && run->hard_to_reopen)
@@ -362,6 +388,6 @@ void end_life(struct run *run)
 		sim_crash_now(run->host, CRASH_KILL);
 	}
 	after_crash(run);
-	if (!may_fail(run))
+	if (!may_fail(run) && !run->is_ragged)
 		sim_check_stores(run->host, run->stores, run->store_count);
 }

@@ -90,7 +90,7 @@ static unsigned newer_count(const struct run *run, const struct snap *target)
  */
 static bool start_between(struct run *run, struct snap *target)
 {
-	bool by_record = random_chance(&run->random, 300), done = false;
+	bool by_record = random_chance(&run->random, 300) && !run->record_in_doubt, done = false;
 	struct complaint complaint;
 	int error = try_open(run, by_record, true, &complaint);
 
@@ -163,9 +163,9 @@ static void merge_until_done(struct run *run, struct snap *target, struct merge_
 			merge_crash_plan(run, 1 + newer_count(run, target));
 		else
 			sim_set_crash(run->host, &none);
-		sim_pause_faults(run->host, random_chance(&run->random, 300) || tries > 1);
-		error = try_merge(run, target, random_chance(&run->random, 300), report);
-		sim_pause_faults(run->host, false);
+		faults_pause(run, random_chance(&run->random, 300) || tries > 1);
+		error = try_merge(run, target, random_chance(&run->random, 300) && !run->record_in_doubt, report);
+		faults_pause(run, false);
 		if (!sim_is_dead(run->host) && sim_flush_failed(run->host))
 			sim_crash_now(run->host, CRASH_KILL); /* as at the end of a life */
 		else if (error == 0 && !sim_is_dead(run->host) && random_chance(&run->random, 400))
@@ -197,9 +197,9 @@ void merge_back(struct run *run)
 		if (run->snaps[i].doubtful && run->snaps[i].state != SNAP_GONE)
 			return;
 	report = sim_take(sizeof(*report));
-	run->merging_now = true;
+	run->no_probes = true;
 	merge_until_done(run, target, report);
-	run->merging_now = false;
+	run->no_probes = false;
 	sim_give(report);
 	run->merging = false;
 	if (run->store_lost)

@@ -628,13 +628,18 @@ void oracle_check_snapshot(struct oracle *oracle, struct oracle_snapshot *snapsh
 		choice_check(oracle, snapshot, i, offset, length, data);
 }
 
-void oracle_put_back(struct oracle *oracle, struct oracle_snapshot *snapshot, uint64_t offset, const uint8_t *data)
+void oracle_overwrite(struct oracle *oracle, uint64_t offset, const uint8_t *data)
 {
 	struct cell *cell = &oracle->cells[offset / SECTOR_BYTES];
 
-	choice_check(oracle, snapshot, offset / SECTOR_BYTES, offset, SECTOR_BYTES, data);
 	oracle->clock++;
 	cell->touched = oracle->clock;
 	cell->count = 0;
 	value_add(oracle, offset / SECTOR_BYTES, content_number(oracle, data), 0);
+}
+
+void oracle_put_back(struct oracle *oracle, struct oracle_snapshot *snapshot, uint64_t offset, const uint8_t *data)
+{
+	choice_check(oracle, snapshot, offset / SECTOR_BYTES, offset, SECTOR_BYTES, data);
+	oracle_overwrite(oracle, offset, data);
 }

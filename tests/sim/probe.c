@@ -46,6 +46,7 @@ static struct run *run_clone(const struct run *from, uint64_t seed, struct sim_t
 		run->clients[i].buffer = probe_buffer(i);
 	}
 	run->clients_under_way = 0;
+	all_come_back(run);
 	run->volume = NULL;
 	run->stopping = false;
 	run->stopped = false;
@@ -74,6 +75,8 @@ static void probe_with(struct run *from, void (*crash_it)(struct disk_host *host
 	uint64_t seed = random_next(&from->random);
 	struct run *run = run_clone(from, seed, &totals, crash_it, context);
 
+	bool paused = sim_memory_pause(true);
+
 	sim_trace("---- a crash on the side");
 	sim_world_enter(run->host, &before);
 	after_crash(run);
@@ -82,10 +85,13 @@ static void probe_with(struct run *from, void (*crash_it)(struct disk_host *host
 	from->totals->power_cuts += sim_host_counters(run->host)->power_cuts - sim_host_counters(from->host)->power_cuts;
 	from->totals->kills += sim_host_counters(run->host)->kills - sim_host_counters(from->host)->kills;
 	from->totals->reads_checked += totals.reads_checked;
+	from->totals->rooms += totals.rooms;
+	from->totals->repairs += totals.repairs;
 	sim_world_leave(&before);
 	oracle_destroy(run->oracle);
 	disk_host_destroy(run->host);
 	sim_give(run);
+	(void)sim_memory_pause(paused);
 	sim_trace("---- and back");
 }
 
@@ -100,6 +106,10 @@ static void recover_at_random(struct run *run)
 {
 	unsigned lives = random_chance(&run->random, 300) ? (unsigned)random_range(&run->random, 2, LIVES_MAX) : 1;
 
+	if (random_chance(&run->random, run->rotten ? 500 : 60))
+		repair_one(run);
+	if (random_chance(&run->random, 60))
+		look_offline(run);
 	while (lives-- > 0 && !run->store_lost)
 		recover(run, lives == 0);
 }

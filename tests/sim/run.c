@@ -35,6 +35,31 @@ static void plan_crash(struct run *run, enum crash_kind kind, uint64_t steps)
 	sim_set_crash(run->host, &plan);
 }
 
+/* One of the first allocations fails, or some all the time. */
+static void plan_memory(struct run *run)
+{
+	struct sim_memory_plan plan = { 0 };
+
+	if (run->short_of_memory && random_chance(&run->random, 500))
+		plan.nth = random_range(&run->random, 1, 700);
+	else if (run->short_of_memory)
+		plan.per_thousand = (unsigned)random_range(&run->random, 1, 100);
+	sim_memory_plan(&plan, random_next(&run->random));
+}
+
+/* A store's disk goes. Whatever it was for: it is back at the next start. */
+static void vanish(struct run *run)
+{
+	const struct snap *snap = choose_snap(run);
+
+	if (snap == NULL)
+		return;
+	sim_trace("==== the disk of %s goes", sim_file_name(run->stores[snap->store]));
+	run->totals->vanished++;
+	run->gone_turns = (unsigned)random_range(&run->random, 50, 2000);
+	sim_file_set_gone(run->stores[snap->store], true);
+}
+
 static void one_life(struct run *run)
 {
 	struct sim_random *random = &run->random;
@@ -45,10 +70,16 @@ static void one_life(struct run *run)
 
 	run->life++;
 	run->totals->lives++;
+	all_come_back(run);
 	if (run->opened_before && random_chance(random, 200))
 		merge_back(run);
 	if (run->store_lost)
 		return;
+	if (run->opened_before && random_chance(random, 100))
+		tamper(run);
+	if (run->opened_before && random_chance(random, run->may_rot ? 600 : 100))
+		rot(run);
+	plan_memory(run);
 	plan_crash(run, kind, steps);
 	if (!open_volume(run)) {
 		end_life(run);
@@ -59,6 +90,8 @@ static void one_life(struct run *run)
 	for (uint64_t step = 0; step < steps && !sim_is_dead(run->host); step++) {
 		uint64_t dice = random_below(random, 1000);
 
+		if (run->faulty && random_chance(random, 2))
+			vanish(run);
 		if (dice < operations && snaps_busy(run) < 3)
 			random_chance(random, 600) ? take_snapshot(run) : drop_snapshot(run);
 		else if (dice < 500)
@@ -91,8 +124,14 @@ static void choose_faults(struct run *run)
 	static const unsigned rates[] = { 0, 0, 0, 2, 10, 50 };
 	struct faults origin = { 0 }, stores = { 0 };
 
+	run->short_of_memory = random_chance(random, 120);
+	run->record_in_doubt = run->short_of_memory;
+	run->may_rot = random_chance(random, 200);
 	run->limited = random_chance(random, 250);
 	run->faulty = random_chance(random, run->has_bursts ? 100 : 300);
+	run->thin = run->limited && random_chance(random, 300);
+	if (run->thin)
+		sim_set_room(run->host, random_range(random, 30, 300));
 	run->options.on_full = run->limited || run->faulty ? (enum on_full)random_below(random, 3) : ON_FULL_BREAK;
 	if (!run->faulty)
 		return;
@@ -104,6 +143,10 @@ static void choose_faults(struct run *run)
 	stores.flush = rates[random_below(random, 6)];
 	stores.no_room = rates[random_below(random, 6)];
 	sim_set_faults(run->host, &origin, &stores);
+	if (random_chance(random, 300)) {
+		run->record_in_doubt = true;
+		sim_set_record_faults(run->host, (unsigned)random_range(random, 50, 1000));
+	}
 	if (random_chance(random, 200))
 		sim_file_set_bad_pages(run->origin, 20);
 	for (unsigned i = 0; i < run->store_count; i++)
@@ -137,7 +180,7 @@ static void on_event(void *context)
 {
 	struct run *run = context;
 
-	if (!run->merging_now && random_chance(&run->random, run->probes_per_thousand))
+	if (!run->no_probes && random_chance(&run->random, run->probes_per_thousand))
 		probe(run);
 }
 
@@ -203,6 +246,7 @@ void run_make_store(struct run *run, bool is_device)
 
 void run_end(struct run *run)
 {
+	static const struct sim_memory_plan plenty;
 	const struct sim_counters *counters = sim_host_counters(run->host);
 
 	run->totals->runs++;
@@ -215,6 +259,8 @@ void run_end(struct run *run)
 		sim_give(run->clients[i].buffer);
 	oracle_destroy(run->oracle);
 	disk_host_destroy(run->host);
+	sim_memory_plan(&plenty, 0);
+	run->totals->memory_failures = sim_memory_failed();
 	if (sim_memory_in_use() != 0)
 		sim_fail("%lld pieces of memory are leaked", (long long)sim_memory_in_use());
 	sim_give(run);

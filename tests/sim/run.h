@@ -9,6 +9,8 @@
  *   snapshots.c  taking and dropping snapshots
  *   merging.c    putting the origin back
  *   probe.c      crashes on the side
+ *   offline.c    the offline tools upon what a crash left
+ *   damage.c     what happens to disks while no server runs
  */
 #ifndef TESTS_SIM_RUN_H
 #define TESTS_SIM_RUN_H
@@ -73,9 +75,14 @@ struct run {
 	struct client clients[CLIENTS_MAX];
 	unsigned clients_under_way, client_number, life;
 	bool is_probe; /* a clone: see probe.c */
-	bool merging_now; /* between the marks and the end */
+	bool no_probes; /* what is on the disks now need not be accepted */
 	bool merging; /* a merge was cut short: newer stores may be wiped */
 	bool faulty, limited, opened_before, hard_to_reopen, bad_stores, store_lost;
+	bool thin;             /* the stores' file system has little room, which is told late */
+	bool record_in_doubt;  /* it may not be up to date: its writes fail, or memory did */
+	bool short_of_memory; /* some of the engine's allocations fail */
+	bool may_rot, rotten; /* stores: their logs, and not only what there are two copies of */
+	bool is_ragged;       /* check may find something, but nothing else may */
 	bool has_bursts; /* large areas, large writes, short lives */
 	unsigned small_areas;
 	unsigned probes_per_thousand; /* disk events at which a crash is tried on the side */
@@ -88,25 +95,31 @@ struct run {
 	struct export_table exports;
 	struct volume *volume;
 	struct operation stop;
+	unsigned gone_turns; /* so many turns until the disks that have gone are back; 0: none has */
 	bool stopping, stopped;
 	int stop_error;
+	uint8_t twins[STORES_MAX][SUPERBLOCK_BYTES]; /* superblock copies of former times */
 };
 
 /* Whether requests and operations may fail. */
 static inline bool may_fail(const struct run *run)
 {
-	return run->faulty || run->limited || sim_is_dead(run->host);
+	return run->faulty || run->limited || run->short_of_memory || run->rotten || sim_is_dead(run->host);
 }
 
 /* ---- lives.c ---- */
 
+/* Nothing fails meanwhile but what is bad for good. */
+void faults_pause(struct run *run, bool pause);
 void pump(struct run *run);   /* a few disk events, then the engine's turn; or time passes */
+void all_come_back(struct run *run); /* the disks that have gone */
 void settle(struct run *run); /* until all that was asked is answered */
 void report_hang(const struct run *run, const char *what) __attribute__((noreturn));
 bool is_folding(struct run *run);
 bool may_wait(const struct run *run);
 void choose_absent(struct run *run);
 void shuffle(struct run *run, const char **paths, size_t count);
+size_t choose_paths(struct run *run, const char **paths, bool all); /* of the stores that are to be named */
 int try_open(struct run *run, bool by_record, bool all, struct complaint *complaint);
 bool open_volume(struct run *run); /* false: a crash, or nothing more can be done with this volume */
 void request_stop(struct run *run);
@@ -145,6 +158,16 @@ void run_end(struct run *run);
 /* Tries a crash at this moment, on the side; the other: all there are. */
 void probe(struct run *run);
 void probe_all(struct run *run);
+
+/* ---- damage.c: all of these between two lives ---- */
+
+void rot(struct run *run);
+void tamper(struct run *run);
+
+/* ---- offline.c ---- */
+
+void look_offline(struct run *run);
+void repair_one(struct run *run);
 
 /* ---- merging.c ---- */
 

@@ -49,6 +49,7 @@ struct page {
 	uint8_t cached[PAGE_BYTES], durable[PAGE_BYTES];
 	struct version *versions[PAGE_SECTORS];
 	bool bad; /* cannot be written; of the origin: cannot be read until it is written */
+	bool takes_room;
 	bool read_failed;
 };
 
@@ -56,6 +57,7 @@ struct sim_file {
 	struct disk_host *host;
 	char name[32];
 	bool is_origin, is_device, absent;
+	bool gone; /* its disk: everything fails */
 	bool superblock_failed; /* a write of it, or a flush, failed */
 	uint64_t bytes;
 	uint32_t sector_bytes;
@@ -90,6 +92,9 @@ struct disk_host {
 	enum crash_kind crashed;
 	bool origin_flush_failed, flush_failed;
 	struct faults origin_faults, store_faults;
+	int64_t room; /* pages that stores which are files may still take; below 0: none */
+	bool has_room_limit;
+	unsigned record_faults; /* per thousand */
 	struct sim_counters counters;
 };
 
@@ -222,6 +227,9 @@ static void sector_write(struct sim_file *file, uint64_t sector, const uint8_t *
 	unsigned at = (unsigned)(sector % PAGE_SECTORS);
 	struct version *version = version_take(), **last = &page->versions[at];
 
+	if (!page->takes_room && !file->is_origin && !file->is_device)
+		file->host->room--;
+	page->takes_room = true;
 	if (*last == NULL) {
 		if (file->dirty_count == file->dirty_size) {
 			file->dirty_size = file->dirty_size == 0 ? 256 : file->dirty_size * 2;
@@ -470,12 +478,27 @@ static bool has_bad_page(struct disk_io *io)
 	return false;
 }
 
+/* What a sparse file, or one that shares its blocks, is told late: its file system has no room for a page more. */
+static bool has_no_room(const struct disk_io *io)
+{
+	const struct sim_file *file = io->disk->file;
+	int64_t needed = 0;
+
+	if (!file->host->has_room_limit || file->is_origin || file->is_device)
+		return false;
+	for (uint64_t at = io->offset / PAGE_BYTES; at <= (io->offset + io->length - 1) / PAGE_BYTES; at++)
+		needed += page_find(file, at) == NULL || !page_find(file, at)->takes_room;
+	return needed > 0 && needed > file->host->room;
+}
+
 static int choose_fault(struct disk_io *io)
 {
 	struct disk_host *host = io->disk->file->host;
 	const struct faults *faults = io->disk->file->is_origin ? &host->origin_faults : &host->store_faults;
 	struct sim_random *random = &host->random;
 
+	if (io->disk->file->gone && !host->is_immediate)
+		return -EIO;
 	switch (io->op) {
 	case DISK_READ:
 		if (has_bad_page(io))
@@ -484,6 +507,8 @@ static int choose_fault(struct disk_io *io)
 	case DISK_WRITE:
 		if (has_bad_page(io))
 			return -EIO;
+		if (has_no_room(io) && !host->is_immediate)
+			return -ENOSPC;
 		if (!host->faults_paused && random_chance(random, faults->no_room))
 			return -ENOSPC;
 		return !host->faults_paused && random_chance(random, faults->write) ? -EIO : 0;
@@ -824,7 +849,8 @@ static bool run_event(struct disk_host *host)
 	io = container_of(link, struct disk_io, link);
 	flight = flight_of(io);
 	host->time_ns += random_below(&host->random, 200000);
-	if (!host->dead && host->order == SIM_AT_RANDOM && !flight->started && is_partly_op(io->op) && random_chance(&host->random, 300)) {
+	if (!host->dead && host->order == SIM_AT_RANDOM && !flight->started && is_partly_op(io->op) &&
+	    random_chance(&host->random, 300)) {
 		uint64_t middle = flight->from + random_below(&host->random, flight->to - flight->from + 1);
 
 		flight->started = true;
@@ -1258,9 +1284,38 @@ void sim_file_set_absent(struct sim_file *file, bool absent)
 	file->absent = absent;
 }
 
+bool sim_file_is_dirty(const struct sim_file *file, uint64_t offset, uint64_t bytes)
+{
+	for (size_t i = 0; i < file->dirty_count; i++)
+		if (file->dirty[i] * SECTOR_BYTES >= offset && file->dirty[i] * SECTOR_BYTES - offset < bytes)
+			return true;
+	return false;
+}
+
 bool sim_file_is_open(const struct sim_file *file)
 {
 	return file->opened > 0;
+}
+
+void sim_file_set_gone(struct sim_file *file, bool gone)
+{
+	file->gone = gone;
+}
+
+void sim_set_room(struct disk_host *host, uint64_t pages)
+{
+	host->has_room_limit = true;
+	host->room = (int64_t)pages;
+}
+
+void sim_set_record_faults(struct disk_host *host, unsigned per_thousand)
+{
+	host->record_faults = per_thousand;
+}
+
+bool sim_record_fails(struct disk_host *host)
+{
+	return host->dead || (!host->faults_paused && random_chance(&host->random, host->record_faults));
 }
 
 void sim_file_set_bad_pages(struct sim_file *file, unsigned per_thousand)

@@ -183,7 +183,7 @@ int record_find(const char *directory, const char *origin_path, const uuid128_t 
 
 int record_save(const struct record *record)
 {
-	if (sim_is_dead(world.host))
+	if (sim_record_fails(world.host))
 		return -EIO;
 	record_destroy(world.saved);
 	world.saved = record_copy(record);

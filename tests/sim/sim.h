@@ -102,13 +102,20 @@ void sim_host_sleep(struct disk_host *host, uint64_t ns);
 struct sim_file *sim_file_create(struct disk_host *host, const char *name, bool is_origin, bool is_device,
 				 uint64_t bytes, uint32_t sector_bytes);
 void sim_file_set_absent(struct sim_file *file, bool absent);
+/* Whether a sector of the range is not as a power cut would leave it. */
+bool sim_file_is_dirty(const struct sim_file *file, uint64_t offset, uint64_t bytes);
 bool sim_file_is_open(const struct sim_file *file);
+void sim_file_set_gone(struct sim_file *file, bool gone); /* its disk: until it is back everything fails */
 void sim_file_set_bad_pages(struct sim_file *file, unsigned per_thousand);
 /* What a reader would see now. */
 void sim_file_peek(const struct sim_file *file, uint64_t offset, uint8_t *out, size_t bytes);
 void sim_file_poke(struct sim_file *file, uint64_t offset, const uint8_t *data, size_t bytes); /* durably */
 const char *sim_file_name(const struct sim_file *file);
 
+/* So many pages more for the stores that are files, though allocating room succeeds. */
+void sim_set_room(struct disk_host *host, uint64_t pages);
+void sim_set_record_faults(struct disk_host *host, unsigned per_thousand); /* of its writes */
+bool sim_record_fails(struct disk_host *host);
 void sim_set_faults(struct disk_host *host, const struct faults *origin, const struct faults *stores);
 void sim_pause_faults(struct disk_host *host, bool pause);
 void sim_set_crash(struct disk_host *host, const struct crash_plan *plan);
@@ -181,6 +188,8 @@ void oracle_kill(struct oracle *oracle, bool cache_lost);
 struct oracle_snapshot *oracle_snapshot_begin(struct oracle *oracle, const char *name);
 void oracle_snapshot_end(struct oracle *oracle, struct oracle_snapshot *snapshot);
 void oracle_snapshot_destroy(struct oracle *oracle, struct oracle_snapshot *snapshot);
+/* Somebody else wrote a sector, durably, while nobody read. */
+void oracle_overwrite(struct oracle *oracle, uint64_t offset, const uint8_t *data);
 /* The origin was put back to the snapshot, durably: `data` is what it holds at the cell at `offset` now. */
 void oracle_put_back(struct oracle *oracle, struct oracle_snapshot *snapshot, uint64_t offset, const uint8_t *data);
 void oracle_check_snapshot(struct oracle *oracle, struct oracle_snapshot *snapshot, uint64_t offset, uint64_t length,
@@ -196,6 +205,7 @@ void sim_check_stores(struct disk_host *host, struct sim_file *const *files, siz
 struct sim_totals {
 	uint64_t runs, lives, power_cuts, kills, events, requests, snapshots, drops, faults, reads_checked;
 	uint64_t merges, merges_resumed, probes;
+	uint64_t memory_failures, repairs, damages, refusals, vanished, rooms;
 };
 
 void sim_run(uint64_t seed, struct sim_totals *totals);
@@ -203,6 +213,10 @@ void sim_run(uint64_t seed, struct sim_totals *totals);
 /* ---- exhaustive.c ---- */
 
 uint64_t sim_schedule_count(void);
+/* Those of up to 2 operations are, in each of so many modes (exhaustive.c), the first ones, from sim_schedule_short(). */
+#define SCHEDULE_MODES 3u
+#define SCHEDULES_SHORT 288u
+uint64_t sim_schedule_short(unsigned mode);
 void sim_schedule(uint64_t number, struct sim_totals *totals);
 
 #endif

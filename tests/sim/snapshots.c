@@ -68,7 +68,7 @@ static void dropped(struct operation *operation, int error)
 		snap_gone(snap);
 	else if (export_find(&run->exports, snap->name) != NULL)
 		snap->state = SNAP_EXISTS;
-	snap->doubtful = snap->doubtful || (error != 0 && run->faulty);
+	snap->doubtful = snap->doubtful || (error != 0 && may_fail(run));
 }
 
 static void begun(struct operation *operation)
@@ -90,6 +90,7 @@ unsigned snaps_busy(const struct run *run)
 static void format_store(struct run *run, unsigned index)
 {
 	struct geometry geometry = { run->block_bytes, 0, FIRST_AREA_OFFSET };
+	bool paused = sim_memory_pause(true);
 	uint64_t limit = 0;
 	struct disk *disk;
 
@@ -113,6 +114,7 @@ static void format_store(struct run *run, unsigned index)
 		sim_fail("a store cannot be formatted");
 	disk_close(disk);
 	sim_set_immediate(run->host, false);
+	(void)sim_memory_pause(paused);
 }
 
 void snapshot_take(struct run *run, unsigned store)
