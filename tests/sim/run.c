@@ -193,7 +193,7 @@ void sim_run(uint64_t seed, struct sim_totals *totals)
 	make_disks(run);
 	choose_faults(run);
 	/* By the seed, so that what a seed does otherwise stays the same. A late error is no part of the oracle. */
-	if (seed % 4 == 3 && !run->faulty && !run->limited)
+	if (seed % 4 == 3 && !run->faulty && !run->limited && !run->short_of_memory && !run->may_rot)
 		run->options.write_back_bytes = (8 + seed / 4 % 56) * 4096;
 	run->in_order = seed % 4 == 1;
 	run->probes_per_thousand = 26;
