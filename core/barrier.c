@@ -4,8 +4,8 @@
  *
  *   barrier_join() --> waiting --(the turn's end, none under way)--> joined --DISK_FLUSH--> request_end()
  *
- * One barrier is under way at a time, and all that has asked for one meanwhile shares the next: it begins after they asked,
- * so it covers what they stand for. After one that failed none counts as good (rule 9 of the design).
+ * One barrier is under way at a time, and all that has asked for one meanwhile shares the next: it begins after they
+ * asked, so it covers what they stand for. After one that failed none counts as good (rule 9 of the design).
  *
  * A write with FUA is given to the disk as such where the disk has FUA, or has no volatile cache; and where it would be
  * alone. Else the kernel would make a flush of its own for each: it is written without, and joins.

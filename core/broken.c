@@ -87,7 +87,7 @@ static int note_in_record(struct volume *volume)
 	return error;
 }
 
-/* A mark in another store goes to the record as well, if it can: that store may be an older one, which may be left away. */
+/* A mark in another store goes to the record as well, if it can: that store may be an older one, and be left away. */
 static void mark_done(struct store_update *update, int error)
 {
 	struct volume *volume = update->context;
