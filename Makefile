@@ -61,7 +61,7 @@ FUZZ_SOURCES := $(sort $(wildcard tests/fuzz/fuzz-*.c))
 FAKE_SOURCES := $(sort $(wildcard tests/fake/*-preload.c))
 PRODUCT_SOURCES := $(PROGRAM_SOURCES) $(LIBRARY_SOURCES)
 SOURCES := $(PRODUCT_SOURCES) $(UNIT_SOURCES) $(SIM_SOURCES) $(FUZZ_SOURCES)
-SCRIPTS = .ci/run tests/install-tools tests/quickstart $(wildcard tests/*.bash) cmd/rowsnap.bash-completion \
+SCRIPTS = .ci/run tests/install-tools tests/quickstart tests/vm/uml-run $(wildcard tests/*.bash) cmd/rowsnap.bash-completion \
 	$(sort $(wildcard tests/*.bats))
 
 objects = $(1:%.c=$(BUILD)/obj/%.o)
@@ -74,7 +74,7 @@ FAKES = $(FAKE_SOURCES:tests/fake/%.c=$(BUILD)/tests/%.so)
 
 ## What people ask for
 
-.PHONY: all static install uninstall clean help objects tests check sim coverage bench quickstart FORCE
+.PHONY: all static install uninstall clean help objects tests check sim sweep coverage bench quickstart FORCE
 .PHONY: fuzz fuzzers fuzz-programs
 .PHONY: analyze analyze-gcc analyze-tidy analyze-cppcheck analyze-scan analyze-scripts
 
@@ -90,6 +90,7 @@ help:
 	@echo 'make check           all tests, plain and under sanitizers; TESTS="drop* test-map" picks some'
 	@echo 'make sim             the simulator: SEEDS=1-1000, MINUTES=480 or SCHEDULES=all; JOBS=2; MUTATION=NAME'
 	@echo 'make coverage        how much of core/ and format/ the simulator and the tests reach'
+	@echo 'make sweep           the fault and power-cut tests at every call and every flush: an hour, and two cores'
 	@echo 'make fuzz            long fuzzing, of all targets or of TARGET=nbd, FUZZ_SECONDS=600 each'
 	@echo 'make analyze         gcc -fanalyzer, clang-tidy, cppcheck, scan-build, shellcheck'
 	@echo 'make bench           speed, next to that of others: some minutes; BENCH=--quick, BENCH=--help'
@@ -230,6 +231,15 @@ coverage:
 		--exclude-branches-by-pattern '\s*assert\(' --html-details $(COVERAGE)/index.html \
 		--txt $(COVERAGE)/coverage.txt --print-summary $(COVERAGE)/obj
 	@echo 'Line by line: $(COVERAGE)/index.html; by file: $(COVERAGE)/coverage.txt'
+
+# What make check takes a sample of: each is run to its end, also when another has failed.
+SWEEPS = killed-anywhere failing-calls power-cut
+sweep:
+	$(Q)tests/install-tools build tests
+	$(Q)$(MAKE) $(parallel) all tests
+	$(Q)failed=; for sweep in $(SWEEPS); do echo "== $$sweep"; ROWSNAP=$(abspath $(PROGRAM)) \
+		ROWSNAP_BUILD=$(abspath $(BUILD)) python3 tests/$$sweep.py --all || failed="$$failed $$sweep"; done; \
+		if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 # The fuzz targets, by clang and its libFuzzer, in a folder of their own. Where these are missing the folder says so.
 FUZZ_FOLDER = $(BUILD)/fuzz

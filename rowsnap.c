@@ -22,6 +22,7 @@ static const struct command commands[] = {
 	{ "format", cmd_format, "make a file or device an empty store" },
 	{ "serve", cmd_serve, "serve an origin and its snapshots" },
 	{ "snapshot", cmd_snapshot, "take a snapshot of a volume now" },
+	{ "extend", cmd_extend, "give the newest snapshot's store more room" },
 	{ "drop", cmd_drop, "drop a snapshot" },
 	{ "list", cmd_list, "show the snapshots of a volume, or what stores hold" },
 	{ "status", cmd_status, "show what a server does: counters, latencies" },

@@ -24,6 +24,7 @@
 int cmd_format(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_snapshot(int argc, char **argv);
+int cmd_extend(int argc, char **argv);
 int cmd_drop(int argc, char **argv);
 int cmd_list(int argc, char **argv);
 int cmd_status(int argc, char **argv);
@@ -90,6 +91,12 @@ struct json_object *cmd_request(const char *name); /* {"command": name} */
 const char *cmd_json_text(struct json_object *object, const char *key);
 uint64_t cmd_json_number(struct json_object *object, const char *key);
 struct json_object *cmd_json_get(struct json_object *object, const char *key);
+
+/* Whether a store lies on what the server itself serves, as its "list" answer tells: EXIT_DONE, or prints so. */
+__attribute__((warn_unused_result)) int cmd_check_own_export(const char *command, const char *store,
+							     struct json_object *list);
+/* Whether it is there and says that it is empty. */
+bool cmd_is_empty_store(const char *path);
 
 /* Prints one object on a line of its own and releases it. */
 void cmd_print_json(struct json_object *object);

@@ -364,6 +364,22 @@ static void add_time(struct json_object *object, const char *key, uint64_t time_
 	json_object_object_add(object, key, json_object_new_string(text));
 }
 
+static struct json_object *parts_json(const struct snapshot_report *report)
+{
+	struct json_object *array = json_object_new_array();
+
+	for (uint32_t i = 0; i < report->part_count; i++) {
+		struct json_object *one = json_object_new_object();
+		uint64_t size_bytes = report->parts[i].size_bytes;
+
+		json_object_object_add(one, "store", json_object_new_string(report->parts[i].store));
+		json_object_object_add(one, "used_bytes", json_object_new_uint64(report->parts[i].used_bytes));
+		json_object_object_add(one, "size_bytes", size_bytes == 0 ? NULL : json_object_new_uint64(size_bytes));
+		json_object_array_add(array, one);
+	}
+	return array;
+}
+
 static struct json_object *snapshot_json(const struct snapshot_report *report)
 {
 	struct json_object *one = json_object_new_object();
@@ -379,6 +395,11 @@ static struct json_object *snapshot_json(const struct snapshot_report *report)
 	json_object_object_add(one, "used_bytes", json_object_new_uint64(report->used_bytes));
 	json_object_object_add(one, "size_bytes",
 			       report->size_bytes == 0 ? NULL : json_object_new_uint64(report->size_bytes));
+	json_object_object_add(one, "full_percent",
+			       report->full_percent == 0 ? NULL : json_object_new_int((int)report->full_percent));
+	json_object_object_add(one, "warned_percent",
+			       report->warned_percent == 0 ? NULL : json_object_new_int((int)report->warned_percent));
+	json_object_object_add(one, "parts", parts_json(report));
 	if (report->broken) {
 		json_object_object_add(one, "broken_reason", json_object_new_string(report->broken_reason));
 		add_time(one, "broken_since", report->broken_ns);
@@ -417,7 +438,7 @@ void cmd_print_list(struct json_object *list)
 	(void)printf("%-20s %-24s %-8s %10s %10s %10s  %s\n", "NAME", "CREATED", "STATE", "BLOCKS", "USED", "SIZE",
 		     "STORE");
 	for (size_t i = 0; i < json_object_array_length(snapshots); i++) {
-		struct json_object *one = json_object_array_get_idx(snapshots, i);
+		struct json_object *one = json_object_array_get_idx(snapshots, i), *parts = cmd_json_get(one, "parts");
 		char used[SIZE_TEXT_BYTES], size[SIZE_TEXT_BYTES] = "-";
 
 		cmd_size_text(cmd_json_number(one, "used_bytes"), used);
@@ -428,9 +449,13 @@ void cmd_print_list(struct json_object *list)
 			     (unsigned long long)cmd_json_number(one, "blocks"), used, size, cmd_json_text(one, "store"));
 		if (cmd_json_get(one, "device") != NULL)
 			(void)printf("  (%s)", cmd_json_text(one, "device"));
+		for (size_t part = 1; part < json_object_array_length(parts); part++)
+			(void)printf(" + %s", cmd_json_text(json_object_array_get_idx(parts, part), "store"));
 		if (cmd_json_get(one, "broken_reason") != NULL)
-			(void)printf("  (%s, since %s)", cmd_json_text(one, "broken_reason"),
-				     cmd_json_text(one, "broken_since"));
+			(void)printf("  (%s, since %s: only the blocks preserved by then can be read)",
+				     cmd_json_text(one, "broken_reason"), cmd_json_text(one, "broken_since"));
+		if (cmd_json_get(one, "warned_percent") != NULL)
+			(void)printf("  (%llu %% full)", (unsigned long long)cmd_json_number(one, "full_percent"));
 		if (cmd_json_get(one, "fold_total_blocks") != NULL)
 			(void)printf("  (%llu of %llu blocks folded)",
 				     (unsigned long long)cmd_json_number(one, "fold_done_blocks"),

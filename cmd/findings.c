@@ -40,6 +40,20 @@ __attribute__((format(printf, 3, 4))) static void tell_error(struct findings *fi
 	findings->exit_code |= EXIT_CHECK_UNREADABLE;
 }
 
+/* A part is written to when its store is. */
+static bool is_part(struct findings *findings, const char *path)
+{
+	const char *why = NULL;
+	struct store *store;
+	bool part;
+
+	if (store_open(findings->host, path, DISK_OPEN_READ_ONLY, &store) != 0)
+		return false;
+	part = store_load_wait(store, &why) == 0 && store->superblock.role == ROLE_PART;
+	store_close(store);
+	return part;
+}
+
 static void open_one(struct findings *findings, struct findings_store *shown, unsigned flags)
 {
 	char text[PROBE_TEXT_BYTES];
@@ -111,7 +125,8 @@ int findings_open(struct findings *findings, char *const *paths, size_t count, u
 			return EXIT_CHECK_USAGE;
 		}
 		findings->stores[findings->count].path = paths[i];
-		open_one(findings, &findings->stores[findings->count++], i == 0 ? flags : DISK_OPEN_READ_ONLY);
+		open_one(findings, &findings->stores[findings->count++],
+			 i == 0 || is_part(findings, paths[i]) ? flags : DISK_OPEN_READ_ONLY);
 	}
 	return 0;
 }
@@ -187,7 +202,9 @@ static void print_finding(const struct check_finding *finding)
 	text_make_harmless(path, strlen(path));
 	finding_text(finding, text);
 	(void)printf("%s: %s %s: %s", path, severity_text(kind->severity), kind->code, text);
-	if (finding->offset != CHECK_NOWHERE)
+	if (finding->offset != CHECK_NOWHERE && finding->part != 0)
+		(void)printf(" (at byte %" PRIu64 " of part %" PRIu32 ")", finding->offset, finding->part);
+	else if (finding->offset != CHECK_NOWHERE)
 		(void)printf(" (at byte %" PRIu64 ")", finding->offset);
 	(void)printf("\n  means: %s\n", kind->meaning);
 	if (kind->concerns && finding->store->concerned_count > 0)
@@ -221,6 +238,7 @@ static struct json_object *finding_json(const struct check_finding *finding)
 	add_place(json, "area", finding->area);
 	add_place(json, "slot", finding->slot);
 	add_place(json, "block", finding->block);
+	json_object_object_add(json, "part", json_object_new_int((int)finding->part));
 	add_place(json, "offset", finding->offset);
 	add_place(json, "count", finding->count);
 	add_text(json, "text", text);
@@ -321,11 +339,13 @@ void findings_print_sums(const struct findings *findings)
 		uint64_t severities[CHECK_UNREADABLE + 1] = { 0 };
 		char size[SIZE_TEXT_BYTES], path[PATH_MAX];
 		const char *name = "";
+		bool is_part_of;
 
 		if (shown->one == NULL || shown->one->load_error != 0 || shown->one->links_only)
 			continue;
 		if (shown->one->loaded)
 			name = shown->one->store->superblock.name;
+		is_part_of = shown->one->loaded && shown->one->store->superblock.role == ROLE_PART;
 		(void)snprintf(path, sizeof(path), "%s", shown->path);
 		text_make_harmless(path, strlen(path));
 		for (size_t code = 0; code < FOUND_COUNT; code++)
@@ -335,7 +355,7 @@ void findings_print_sums(const struct findings *findings)
 			(void)printf("%s: %" PRIu64 " findings more than are shown\n", path, left_out(findings, shown));
 		(void)printf("%s: %s%s: %" PRIu64 " areas, %" PRIu64 " entries, %" PRIu64
 			     " data blocks verified (%s); ",
-			     path, name[0] != '\0' ? "snapshot " : "no snapshot", name, shown->one->areas, shown->one->entries, shown->one->blocks_verified, size);
+			     path, is_part_of ? "part of snapshot " : name[0] != '\0' ? "snapshot " : "no snapshot", name, shown->one->areas, shown->one->entries, shown->one->blocks_verified, size);
 		if (severities[CHECK_FAULT] + severities[CHECK_UNREADABLE] == 0)
 			(void)printf("clean\n");
 		else

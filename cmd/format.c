@@ -37,7 +37,8 @@ int cmd_check_content(const char *command, struct disk_host *host, const char *p
 	error = store_load_wait(store, &why);
 	found = EXIT_DONE;
 	if (error == 0 && store->superblock.state != STATE_EMPTY)
-		found = cmd_fail(command, path, "is the store of snapshot %s (--force overwrites it)",
+		found = cmd_fail(command, path, "is %s snapshot %s (--force overwrites it)",
+				 store->superblock.role == ROLE_PART ? "a part of the store of" : "the store of",
 				 store->superblock.name);
 	else if (error == -EPROTONOSUPPORT)
 		found = cmd_fail(command, path, "is a store made by a newer rowsnap (--force overwrites it)");

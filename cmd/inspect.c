@@ -94,6 +94,45 @@ static void add_mark(struct json_object *json, const char *reason_key, const cha
 	add_time(json, since_key, mark->time_ns);
 }
 
+static const char *role_text(enum store_role role)
+{
+	switch (role) {
+	case ROLE_SNAPSHOT:
+		return "snapshot";
+	case ROLE_FORK:
+		return "fork";
+	case ROLE_PART:
+		return "part";
+	}
+	return "unknown";
+}
+
+/* What is joined to it; or, of a part, what it is joined to. */
+static void add_parts(struct json_object *json, const struct store *store)
+{
+	const struct superblock *superblock = &store->superblock;
+	struct json_object *array = json_object_new_array();
+
+	if (superblock->role == ROLE_PART) {
+		add_uuid(json, "main_uuid", &superblock->main_uuid);
+		add_number(json, "part_index", superblock->part_index);
+	}
+	for (uint32_t i = 0; i < superblock->part_count; i++) {
+		const struct part *part = &superblock->parts[i];
+		struct json_object *one = json_object_new_object();
+
+		add_uuid(one, "uuid", &part->uuid);
+		add_text(one, "store", store_part(store, i + 1) == NULL ? NULL : store_part(store, i + 1)->path);
+		if (part->first_area == PART_AREA_NONE)
+			json_object_object_add(one, "first_area", NULL);
+		else
+			add_number(one, "first_area", part->first_area);
+		add_number(one, "skipped_slots", part->skipped_slots);
+		json_object_array_add(array, one);
+	}
+	json_object_object_add(json, "parts", array);
+}
+
 static struct json_object *superblock_json(const struct store *store)
 {
 	const struct superblock *superblock = &store->superblock;
@@ -106,7 +145,7 @@ static struct json_object *superblock_json(const struct store *store)
 	add_uuid(json, "predecessor_uuid", &superblock->predecessor_uuid);
 	add_uuid(json, "successor_uuid", &superblock->successor_uuid);
 	add_number(json, "sequence", superblock->sequence);
-	add_text(json, "role", superblock->role == ROLE_FORK ? "fork" : "snapshot");
+	add_text(json, "role", role_text(superblock->role));
 	add_text(json, "state", store_state_text(superblock->state));
 	add_text(json, "name", superblock->name);
 	add_time(json, "created", superblock->created_ns);
@@ -138,6 +177,7 @@ static struct json_object *superblock_json(const struct store *store)
 	add_uuid(json, "witness_uuid", &superblock->witness_uuid);
 	add_mark(json, "witness_reason", "witness_since", &superblock->witness);
 	json_object_object_add(json, "fingerprint", fingerprint_json(&superblock->fingerprint));
+	add_parts(json, store);
 	return json;
 }
 
@@ -231,13 +271,16 @@ static struct json_object *header_json(const struct survey_area *area, unsigned 
 	return one;
 }
 
-static void print_area(const struct survey_area *area, uint64_t offset)
+static void print_area(const struct survey_area *area, uint64_t offset, uint32_t part)
 {
 	const struct survey_counts *counts = &area->counts;
 
-	(void)printf("  area %" PRIu32 " offset %" PRIu64 " data %" PRIu64 " zero runs %" PRIu64 " lost %" PRIu64
+	(void)printf("  area %" PRIu32, area->area);
+	if (part != 0)
+		(void)printf(" part %" PRIu32, part);
+	(void)printf(" offset %" PRIu64 " data %" PRIu64 " zero runs %" PRIu64 " lost %" PRIu64
 		     " void %" PRIu64 " fingerprints %" PRIu64 " missing %" PRIu64 " writes",
-		     area->area, offset, counts->data, counts->zero_runs, counts->lost, counts->voids,
+		     offset, counts->data, counts->zero_runs, counts->lost, counts->voids,
 		     counts->fingerprints, counts->missing);
 	for (unsigned c = 0; c < 2; c++) {
 		if (area->header_valid[c])
@@ -251,16 +294,18 @@ static void print_area(const struct survey_area *area, uint64_t offset)
 static void show_area(const struct survey_area *area, void *context)
 {
 	const struct lists *lists = context;
-	uint64_t offset = geometry_area_offset(&lists->store->superblock.geometry, area->area);
+	uint64_t offset = store_area_place(lists->store, area->area).offset;
+	uint32_t part = store_area_part(lists->store, area->area);
 	struct json_object *one, *copies;
 
 	if (lists->print) {
-		print_area(area, offset);
+		print_area(area, offset, part);
 		return;
 	}
 	one = json_object_new_object();
 	copies = json_object_new_array();
 	add_number(one, "area", area->area);
+	add_number(one, "part", part);
 	add_number(one, "offset", offset);
 	add_counts(one, &area->counts);
 	for (unsigned c = 0; c < 2; c++)
@@ -342,13 +387,15 @@ static int inspect_store(const struct arguments *arguments, struct store *store,
 	lister->entry = arguments->exceptions ? show_entry : NULL;
 	lister->area = arguments->areas ? show_area : NULL;
 	*out = superblock_json(store);
-	if (store->superblock.state != STATE_EMPTY)
+	if (store->superblock.state != STATE_EMPTY && store->superblock.role != ROLE_PART)
 		error = store_recover(store, &recovery);
 	if (error != 0)
 		code = cmd_fail("inspect", store->path, "its log cannot be read back: %s", strerror(-error));
 	else
 		code = survey(store, &counting);
 	add_survey(*out, store, &counting, &recovery);
+	map_destroy(store->map);
+	store->map = NULL;
 	if (lists.area_list != NULL)
 		json_object_object_add(*out, "area_list", lists.area_list);
 	if (lists.exceptions != NULL)
@@ -360,13 +407,11 @@ static int inspect_store(const struct arguments *arguments, struct store *store,
 	return arguments->areas || arguments->exceptions ? survey(store, &listing) : EXIT_DONE;
 }
 
-static int open_and_inspect(const struct arguments *arguments, struct disk_host *host, const char *path,
-			    struct json_object **json)
+static int open_store(struct disk_host *host, const char *path, struct store **store)
 {
 	char text[PROBE_TEXT_BYTES];
-	struct store *store;
 	const char *why = NULL;
-	int code, error = store_open(host, path, DISK_OPEN_READ_ONLY | DISK_OPEN_LOCK, &store);
+	int error = store_open(host, path, DISK_OPEN_READ_ONLY | DISK_OPEN_LOCK, store);
 
 	if (error == -EBUSY && probe_busy(path, text) == 1)
 		return cmd_fail("inspect", path, "is in use: %s", text);
@@ -374,36 +419,67 @@ static int open_and_inspect(const struct arguments *arguments, struct disk_host 
 		return cmd_fail("inspect", path, "is neither a block device nor a regular file");
 	if (error != 0)
 		return cmd_fail("inspect", path, "%s", strerror(-error));
-	error = store_load_wait(store, &why);
+	error = store_load_wait(*store, &why);
 	if (error == 0)
-		code = inspect_store(arguments, store, json);
-	else
-		code = cmd_fail("inspect", path, "%s", store_load_text(error, why));
-	store_close(store);
+		return EXIT_DONE;
+	store_close(*store);
+	*store = NULL;
+	return cmd_fail("inspect", path, "%s", store_load_text(error, why));
+}
+
+/* `own` has those that no other has as a part; `all`, all that could be opened. NULL: not, or not ours. */
+static int inspect_all(const struct arguments *arguments, struct disk_host *host, struct store **own, struct store **all,
+		       struct json_object *array)
+{
+	struct store *main = NULL;
+	uint32_t part = 0;
+	char text[STORE_TEXT_BYTES];
+	int code = EXIT_DONE, error;
+
+	for (size_t i = 0; i < arguments->count; i++) {
+		if (open_store(host, arguments->stores[i], &own[i]) != EXIT_DONE)
+			code = EXIT_FAILED;
+		all[i] = own[i];
+	}
+	error = stores_join(own, arguments->count, &main, &part);
+	for (size_t i = 0; i < arguments->count; i++) {
+		struct json_object *json = NULL;
+
+		if (all[i] == NULL)
+			continue;
+		if (store_missing_part(all[i]) != 0 || (error != 0 && all[i] == main)) {
+			part = all[i] == main ? part : store_missing_part(all[i]);
+			stores_join_text(all[i] == main ? error : -ENOENT, all[i], part, text);
+			code = cmd_fail("inspect", all[i]->path, "%s", text);
+		} else if (inspect_store(arguments, all[i], &json) != EXIT_DONE) {
+			code = EXIT_FAILED;
+		}
+		if (json != NULL)
+			json_object_array_add(array, json);
+	}
 	return code;
 }
 
 static int inspect(const struct arguments *arguments)
 {
 	struct json_object *all = json_object_new_object(), *array = json_object_new_array();
-	struct disk_host *host;
-	int code = EXIT_DONE, error = disk_host_create(64, &host);
+	struct store **stores = calloc(arguments->count * 2, sizeof(struct store *));
+	struct disk_host *host = NULL;
+	int code, error = disk_host_create(64, &host);
 
 	json_object_object_add(all, "stores", array);
-	if (error != 0) {
-		json_object_put(all);
-		return cmd_fail("inspect", "", "%s", strerror(-error));
-	}
-	for (size_t i = 0; i < arguments->count; i++) {
-		struct json_object *json = NULL;
-
-		if (open_and_inspect(arguments, host, arguments->stores[i], &json) != EXIT_DONE)
-			code = EXIT_FAILED;
-		if (json != NULL)
-			json_object_array_add(array, json);
-	}
-	disk_host_destroy(host);
-	if (arguments->json)
+	if (error == 0 && stores == NULL)
+		error = -ENOMEM;
+	if (error == 0)
+		code = inspect_all(arguments, host, stores, stores + arguments->count, array);
+	else
+		code = cmd_fail("inspect", "", "%s", strerror(-error));
+	for (size_t i = 0; stores != NULL && i < arguments->count; i++)
+		store_close(stores[i]);
+	free(stores);
+	if (host != NULL)
+		disk_host_destroy(host);
+	if (arguments->json && error == 0)
 		cmd_print_json(all);
 	else
 		json_object_put(all);

@@ -60,8 +60,6 @@ static int report_store(struct store *store, struct snapshot_report *report)
 	report->uuid = superblock->store_uuid;
 	report->created_ns = superblock->created_ns;
 	report->state = offline_state(superblock);
-	report->store = store->path;
-	report->size_bytes = store_limit_bytes(store);
 	report->broken = superblock->broken.reason != BROKEN_NOT;
 	report->broken_reason = broken_reason_text(superblock->broken.reason);
 	report->broken_ns = superblock->broken.time_ns;
@@ -72,8 +70,40 @@ static int report_store(struct store *store, struct snapshot_report *report)
 			return cmd_fail("list", store->path, "its log cannot be read back: %s", strerror(-error));
 		report->blocks = map_block_count(store->map);
 	}
-	report->used_bytes = store_used_bytes(store);
+	snapshot_report_sizes(report, store);
 	return EXIT_DONE;
+}
+
+/* Parts go to their stores, and out of the array. Returns how many stores are left, or 0 when it has printed why not. */
+static size_t join_parts(struct store **stores, size_t count)
+{
+	struct store *main = NULL;
+	uint32_t part = 0;
+	size_t left = 0;
+	char text[STORE_TEXT_BYTES];
+	int error = stores_join(stores, count, &main, &part);
+
+	if (error != 0) {
+		stores_join_text(error, main, part, text);
+		(void)cmd_fail("list", main->path, "%s", text);
+		return 0;
+	}
+	for (size_t i = 0; i < count; i++) {
+		struct store *store = stores[i];
+
+		if (store == NULL)
+			continue;
+		stores[i] = NULL;
+		stores[left++] = store;
+	}
+	for (size_t i = 0; i < left; i++) {
+		if (stores[i]->superblock.role != ROLE_PART)
+			continue;
+		(void)cmd_fail("list", stores[i]->path, "is a part of the store of snapshot %s, which was not given",
+			       stores[i]->superblock.name);
+		return 0;
+	}
+	return left;
 }
 
 static int open_stores(const struct arguments *arguments, struct disk_host *host, struct store **stores)
@@ -104,18 +134,19 @@ static int list_stores_with(const struct arguments *arguments, struct disk_host 
 	struct volume_report volume = { 0 };
 	struct json_object *list;
 	int code = open_stores(arguments, host, stores);
+	size_t count = code == EXIT_DONE ? join_parts(stores, arguments->count) : 0;
 
-	if (code != EXIT_DONE)
-		return code;
-	qsort(stores, arguments->count, sizeof(struct store *), compare_sequence);
-	for (size_t i = 0; i < arguments->count; i++) {
+	if (count == 0)
+		return EXIT_FAILED;
+	qsort(stores, count, sizeof(struct store *), compare_sequence);
+	for (size_t i = 0; i < count; i++) {
 		code = report_store(stores[i], &reports[i]);
 		if (code != EXIT_DONE)
 			return code;
 	}
 	volume.uuid = stores[0]->superblock.volume_uuid;
 	volume.origin_bytes = stores[0]->superblock.origin_bytes;
-	list = cmd_list_json(&volume, reports, arguments->count);
+	list = cmd_list_json(&volume, reports, count);
 	if (arguments->json) {
 		cmd_print_json(list);
 		return EXIT_DONE;

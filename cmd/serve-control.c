@@ -17,10 +17,11 @@ struct pending {
 	struct control_client *client; /* NULL: gone, or answered */
 	struct operation operation;
 	struct loopdev_question question; /* DROP: whether its device is in use */
-	bool is_drop, background, forget_older;
+	bool is_drop, is_extend, background, forget_older;
 	bool taken; /* SNAPSHOT: it is there, but for its device */
 	char name[NAME_LENGTH_MAX + 1];
 	char *store;
+	struct json_object *parts; /* DROP: all the stores that it frees */
 	struct list link;
 };
 
@@ -192,19 +193,6 @@ static struct json_object *nbd_json(const struct server *server)
 	return nbd;
 }
 
-static void add_fullness(struct json_object *status)
-{
-	struct json_object *snapshots = cmd_json_get(status, "snapshots");
-
-	for (size_t i = 0; i < json_object_array_length(snapshots); i++) {
-		struct json_object *one = json_object_array_get_idx(snapshots, i);
-		uint64_t size = cmd_json_number(one, "size_bytes");
-
-		if (size != 0)
-			add_number(one, "full_percent", cmd_json_number(one, "used_bytes") * 100 / size);
-	}
-}
-
 static struct json_object *status_json(const struct server *server)
 {
 	struct json_object *status = list_json(server), *memory = json_object_new_object();
@@ -222,7 +210,6 @@ static struct json_object *status_json(const struct server *server)
 	json_object_object_add(status, "unprotected", json_object_new_boolean(report.unprotected));
 	json_object_object_add(status, "stuck", json_object_new_boolean(report.stuck));
 	json_object_object_add(status, "on_full", json_object_new_string(report.on_full));
-	add_fullness(status);
 	json_object_object_add(status, "requests", requests_json(&report));
 	json_object_object_add(status, "copies", copies_json(&report));
 	json_object_object_add(status, "store_io", store_io_json(&report));
@@ -261,6 +248,7 @@ static struct json_object *drop_result(const struct pending *pending, const char
 	json_object_object_add(result, "name", json_object_new_string(pending->name));
 	json_object_object_add(result, "store", json_object_new_string(pending->store));
 	json_object_object_add(result, "state", json_object_new_string(state));
+	json_object_object_add(result, "parts", pending->parts == NULL ? NULL : json_object_get(pending->parts));
 	return result;
 }
 
@@ -268,6 +256,7 @@ static void pending_free(struct pending *pending)
 {
 	list_remove(&pending->link);
 	free(pending->store);
+	json_object_put(pending->parts);
 	free(pending);
 }
 
@@ -284,7 +273,8 @@ static void reply_snapshot(const struct pending *pending)
 static void pending_done(struct operation *operation, int error)
 {
 	struct pending *pending = operation->context;
-	if (error == 0 && !pending->is_drop && server_has_devices(pending->server)) {
+
+	if (error == 0 && !pending->is_drop && !pending->is_extend && server_has_devices(pending->server)) {
 		pending->taken = true; /* server_finish_pending() goes on */
 		return;
 	}
@@ -343,6 +333,48 @@ static struct pending *pending_new(struct server *server, struct control_client 
 	return pending;
 }
 
+/* An absolute path that is not on what we serve; else that is answered. */
+static bool is_good_path(const struct server *server, struct control_client *client, struct json_object *request)
+{
+	const char *store = cmd_json_text(request, "store");
+
+	if (store[0] != '/') {
+		reply_error(client, store, "is not an absolute path");
+		return false;
+	}
+	if ((server->fuse_path != NULL && strncmp(store, server->fuse_path, strlen(server->fuse_path)) == 0 &&
+	     store[strlen(server->fuse_path)] == '/') ||
+	    (server->dm_user != NULL && dm_user_owns(server->dm_user, cmd_json_number(request, "store_device")))) {
+		reply_error(client, store, "lies on this server's own export: it would wait for itself");
+		return false;
+	}
+	return true;
+}
+
+static void request_extend(struct server *server, struct control_client *client, struct json_object *request)
+{
+	const char *name = cmd_json_text(request, "name"), *store = cmd_json_text(request, "store");
+	bool join = cmd_json_get(request, "store") != NULL;
+	uint64_t size_bytes = cmd_json_number(request, "size");
+	struct pending *pending;
+
+	if (!name_is_valid(name)) {
+		reply_error(client, name, "no such snapshot");
+		return;
+	}
+	if (join && !is_good_path(server, client, request))
+		return;
+	if (!join && size_bytes == 0) {
+		reply_error(client, name, "neither a store nor a size was given");
+		return;
+	}
+	pending = pending_new(server, client, name, store);
+	if (pending == NULL)
+		return;
+	pending->is_extend = true;
+	volume_extend(server->volume, &pending->operation, name, join ? store : NULL, size_bytes);
+}
+
 static void request_snapshot(struct server *server, struct control_client *client, struct json_object *request)
 {
 	const char *name = cmd_json_text(request, "name"), *store = cmd_json_text(request, "store");
@@ -352,16 +384,8 @@ static void request_snapshot(struct server *server, struct control_client *clien
 		reply_error(client, name, "is no snapshot name: 1 to 63 of A-Za-z0-9._-, not starting with - or ., not 'origin'");
 		return;
 	}
-	if (store[0] != '/') {
-		reply_error(client, store, "is not an absolute path");
+	if (!is_good_path(server, client, request))
 		return;
-	}
-	if ((server->fuse_path != NULL && strncmp(store, server->fuse_path, strlen(server->fuse_path)) == 0 &&
-	     store[strlen(server->fuse_path)] == '/') ||
-	    (server->dm_user != NULL && dm_user_owns(server->dm_user, cmd_json_number(request, "store_device")))) {
-		reply_error(client, store, "lies on this server's own export: it would wait for itself");
-		return;
-	}
 	pending = pending_new(server, client, name, store);
 	if (pending != NULL)
 		volume_snapshot(server->volume, &pending->operation, name, store);
@@ -385,6 +409,7 @@ static void request_drop(struct server *server, struct control_client *client, s
 {
 	const char *name = cmd_json_text(request, "name"), *store = "";
 	struct snapshot_report report;
+	struct json_object *parts = NULL;
 	struct pending *pending;
 
 	if (!name_is_valid(name)) {
@@ -393,12 +418,19 @@ static void request_drop(struct server *server, struct control_client *client, s
 	}
 	for (size_t i = 0; i < volume_snapshot_count(server->volume); i++) {
 		volume_report_snapshot(server->volume, i, &report);
-		if (strcmp(report.name, name) == 0 && report.store != NULL)
-			store = report.store;
+		if (strcmp(report.name, name) != 0 || report.store == NULL)
+			continue;
+		store = report.store;
+		parts = json_object_new_array();
+		for (uint32_t part = 0; part < report.part_count; part++)
+			json_object_array_add(parts, json_object_new_string(report.parts[part].store));
 	}
 	pending = pending_new(server, client, name, store);
-	if (pending == NULL)
+	if (pending == NULL) {
+		json_object_put(parts);
 		return;
+	}
+	pending->parts = parts;
 	pending->is_drop = true;
 	pending->background = json_object_get_boolean(cmd_json_get(request, "background"));
 	pending->forget_older = json_object_get_boolean(cmd_json_get(request, "forget_older"));
@@ -452,6 +484,8 @@ static void control_request(void *context, struct control_client *client, struct
 		reply_error(client, "", "the server is stopping");
 	else if (strcmp(command, "snapshot") == 0)
 		request_snapshot(server, client, request);
+	else if (strcmp(command, "extend") == 0)
+		request_extend(server, client, request);
 	else if (strcmp(command, "drop") == 0)
 		request_drop(server, client, request);
 	else if (strcmp(command, "stop") == 0)

@@ -44,6 +44,8 @@ struct arguments {
 	enum on_full on_full;
 	bool discard_copy, accept_origin;
 	uint64_t write_back_bytes;
+	unsigned warn_at[WARN_AT_MAX], warn_count;
+	const char *on_warn;
 };
 
 /* ---- the loop's sources ---- */
@@ -161,6 +163,7 @@ static void signals_ready(struct loop_source *source, uint32_t events)
 	if (read(source->fd, &info, sizeof(info)) != (ssize_t)sizeof(info))
 		return;
 	if (info.ssi_signo == SIGCHLD) {
+		server_warn_ended(server);
 		child_ended(server);
 		return;
 	}
@@ -463,11 +466,15 @@ static int open_volume(struct server *server, const struct arguments *arguments,
 		.discard_copy = arguments->discard_copy,
 		.accept_origin = arguments->accept_origin,
 		.write_back_bytes = arguments->write_back_bytes,
+		.warn_count = arguments->warn_count,
+		.event = server_warn,
+		.event_context = server,
 	};
 	struct complaint complaint;
 	bool memory = origin != NULL && stores != NULL;
 	int code = EXIT_DONE;
 
+	memcpy(options.warn_at, arguments->warn_at, sizeof(options.warn_at));
 	for (size_t i = 0; memory && i < arguments->store_count; i++) {
 		stores[i] = cmd_absolute_path(arguments->stores[i]);
 		memory = stores[i] != NULL;
@@ -547,6 +554,7 @@ static int run(struct server *server, bool until_ready)
 		if (error != 0)
 			return cmd_fail("serve", "", "%s", strerror(-error));
 		server_finish_pending(server);
+		server_run_warnings(server);
 		advance_stop(server);
 	}
 	return EXIT_DONE;
@@ -622,6 +630,7 @@ static void close_transports(struct server *server)
 
 static void close_server(struct server *server)
 {
+	server_end_warnings(server);
 	close_transports(server);
 	loop_timer_cancel(&server->tick);
 	if (server->hook.turn_end != NULL)
@@ -659,11 +668,37 @@ enum {
 	OPTION_LOOP,
 	OPTION_DM_USER,
 	OPTION_ON_FULL,
+	OPTION_WARN_AT,
+	OPTION_ON_WARN,
 	OPTION_DISCARD,
 	OPTION_ACCEPT_ORIGIN,
 	OPTION_WRITE_BACK,
 	OPTION_RUN,
 };
+
+/* "80,90,95", or "none". */
+static void parse_warn_at(struct arguments *arguments, const char *text, struct argp_state *state)
+{
+	const char *at = text;
+	char *end = NULL;
+
+	arguments->warn_count = 0;
+	if (strcmp(text, "none") == 0)
+		return;
+	while (at != NULL) {
+		unsigned long percent = *at >= '0' && *at <= '9' ? strtoul(at, &end, 10) : 0;
+		bool larger = arguments->warn_count == 0 || percent > arguments->warn_at[arguments->warn_count - 1];
+
+		if (percent < 1 || percent > 100 || (*end != ',' && *end != '\0') || !larger ||
+		    arguments->warn_count == WARN_AT_MAX) {
+			argp_error(state, "--warn-at: '%s' is neither 'none' nor up to %u percentages, 1 to 100, in order", text,
+				   WARN_AT_MAX);
+			return;
+		}
+		arguments->warn_at[arguments->warn_count++] = (unsigned)percent;
+		at = *end == ',' ? end + 1 : NULL;
+	}
+}
 
 static error_t parse(int key, char *argument, struct argp_state *state)
 {
@@ -701,6 +736,12 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 			arguments->on_full = ON_FULL_WAIT;
 		else
 			argp_error(state, "--on-full: '%s' is not one of break, fail, wait", argument);
+		return 0;
+	case OPTION_WARN_AT:
+		parse_warn_at(arguments, argument, state);
+		return 0;
+	case OPTION_ON_WARN:
+		arguments->on_warn = argument;
 		return 0;
 	case OPTION_DISCARD:
 		if (strcmp(argument, "skip") != 0 && strcmp(argument, "copy") != 0)
@@ -762,6 +803,10 @@ int cmd_serve(int argc, char **argv)
 		  "serve as block devices, on a kernel with dm-user: /dev/mapper/NAME, and /dev/mapper/NAME-SNAPSHOT", 0 },
 		{ "on-full", OPTION_ON_FULL, "POLICY", 0,
 		  "when a store is full: break (writes go on, the snapshots are broken; the default), fail, or wait", 0 },
+		{ "warn-at", OPTION_WARN_AT, "PERCENT,...", 0,
+		  "warn when the newest snapshot's store is that full (default: 80,90,95), or none", 0 },
+		{ "on-warn", OPTION_ON_WARN, "COMMAND", 0,
+		  "run this shell command at each of these warnings, and when there is no room", 0 },
 		{ "discard", OPTION_DISCARD, "POLICY", 0,
 		  "discards: skip (only blocks preserved already; the default), or copy (preserve them first)", 0 },
 		{ "accept-origin", OPTION_ACCEPT_ORIGIN, NULL, 0,
@@ -777,7 +822,9 @@ int cmd_serve(int argc, char **argv)
 					  "Serves ORIGIN, a block device or image file, read-write, and its snapshots read-only. The "
 					  "STOREs may be named in any order; without any, those of the last time are used.",
 					  NULL, NULL, NULL };
-	struct arguments arguments = { .stores = calloc((size_t)argc + 1, sizeof(char *)) };
+	struct arguments arguments = { .stores = calloc((size_t)argc + 1, sizeof(char *)),
+				       .warn_at = { 80, 90, 95 },
+				       .warn_count = 3 };
 	struct server server = { .exit_code = EXIT_DONE };
 	char name[NAME_LENGTH_MAX + 1];
 	int code;
@@ -792,6 +839,7 @@ int cmd_serve(int argc, char **argv)
 	list_init(&server.pending);
 	list_init(&server.stop_clients);
 	loop_timer_init(&server.tick, tick, &server);
+	server.warn_command = arguments.on_warn;
 	code = arguments.volume != NULL ? EXIT_DONE : default_volume(arguments.origin, name);
 	if (code == EXIT_DONE)
 		code = serve(&server, &arguments, arguments.volume != NULL ? arguments.volume : name);

@@ -11,6 +11,16 @@
 #include "io/transport.h"
 
 #define SERVER_TRANSPORTS_MAX 4u
+#define SERVER_WARNINGS_MAX 32u
+
+/* What --on-warn's command is to be told. */
+struct warning {
+	enum volume_event_kind kind;
+	char snapshot[NAME_LENGTH_MAX + 1];
+	char *store; /* its own */
+	uint64_t used_bytes, size_bytes;
+	unsigned percent, threshold;
+};
 
 struct server {
 	struct loop *loop;
@@ -42,6 +52,10 @@ struct server {
 	struct list pending;     /* struct pending.link: operations asked for on the control socket */
 	struct list stop_clients; /* struct stop_client.link: told when the files are free */
 	pid_t child;             /* --run */
+	const char *warn_command; /* --on-warn; NULL: none */
+	pid_t warn_child;        /* 0: it does not run */
+	struct warning warnings[SERVER_WARNINGS_MAX]; /* the oldest first */
+	size_t warning_count;
 };
 
 /* serve-control.c */
@@ -51,6 +65,12 @@ void server_finish_pending(struct server *server); /* snapshots that waited for 
 void server_send_waiting(struct server *server); /* to those who wait for the stop */
 void server_end_pending(struct server *server);   /* the volume is closed: what was asked for and has no end yet */
 void server_answer_stops(struct server *server);  /* the files are free */
+
+/* serve-warn.c */
+void server_warn(const struct volume_event *event, void *context); /* the context is the server */
+void server_run_warnings(struct server *server); /* now and then: the next command, if none runs */
+void server_warn_ended(struct server *server);   /* SIGCHLD */
+void server_end_warnings(struct server *server);
 
 /* serve.c */
 void server_begin_stop(struct server *server, bool force);

@@ -138,38 +138,20 @@ static int check_freeze(const struct arguments *arguments, const char *store, st
 		return cmd_fail("snapshot", arguments->freeze,
 				"the origin %s lies on this file system: it cannot be frozen", origin);
 	for (size_t i = 0; i < json_object_array_length(snapshots); i++) {
-		const char *path = cmd_json_text(json_object_array_get_idx(snapshots, i), "store");
+		struct json_object *one = json_object_array_get_idx(snapshots, i), *parts = cmd_json_get(one, "parts");
+		const char *path = cmd_json_text(one, "store");
 
 		if (lies_on(path, status.st_dev))
 			return cmd_fail("snapshot", arguments->freeze,
 					"the store %s lies on this file system: it cannot be frozen", path);
+		for (size_t part = 1; part < json_object_array_length(parts); part++) {
+			path = cmd_json_text(json_object_array_get_idx(parts, part), "store");
+			if (lies_on(path, status.st_dev))
+				return cmd_fail("snapshot", arguments->freeze,
+						"the store %s lies on this file system: it cannot be frozen", path);
+		}
 	}
 	return EXIT_DONE;
-}
-
-/* A store on a file system that lives on our own export: the server would wait for itself. */
-static int check_own_export(const char *store, struct json_object *list)
-{
-	struct json_object *snapshots = cmd_json_get(list, "snapshots");
-	size_t count = json_object_array_length(snapshots), used = 0;
-	const char **names = calloc(count + 2, sizeof(char *)), *found = NULL;
-	int code = EXIT_DONE;
-
-	if (names == NULL)
-		return cmd_fail("snapshot", store, "out of memory");
-	names[used++] = cmd_json_text(cmd_json_get(list, "origin"), "device");
-	names[used++] = cmd_json_text(list, "fuse");
-	for (size_t i = 0; i < count; i++)
-		names[used++] = cmd_json_text(json_object_array_get_idx(snapshots, i), "device");
-	for (size_t i = 0; i < used;)
-		if (names[i][0] == '\0')
-			names[i] = names[--used];
-		else
-			i++;
-	if (probe_lies_on(store, names, used, &found) == 1)
-		code = cmd_fail("snapshot", store, "lies on this server's own export, %s: it would wait for itself", found);
-	free(names);
-	return code;
 }
 
 static int ask(const struct arguments *arguments, const char *store, bool *lost, struct json_object **result)
@@ -202,27 +184,9 @@ static int take(const struct arguments *arguments, const char *store, bool *lost
 	return code;
 }
 
-/* An error of unknown outcome leaves a store that the chain may need: only one that says it is empty is removed. */
-static bool is_empty_store(const char *path)
-{
-	struct disk_host *host;
-	struct store *store;
-	const char *why = NULL;
-	bool empty = false;
-
-	if (disk_host_create(8, &host) != 0)
-		return false;
-	if (store_open(host, path, DISK_OPEN_READ_ONLY, &store) == 0) {
-		empty = store_load_wait(store, &why) == 0 && store->superblock.state == STATE_EMPTY;
-		store_close(store);
-	}
-	disk_host_destroy(host);
-	return empty;
-}
-
 /*
  * A missing file is made a store first, and removed again when no snapshot comes of it. When that is not known (the server
- * ended before it answered) it stays: the chain may need it.
+ * ended before it answered) it stays: the chain may need it. Only one that says it is empty is removed.
  */
 static int make_and_take(const struct arguments *arguments, const char *store, struct json_object *list,
 			 struct json_object **result)
@@ -231,7 +195,7 @@ static int make_and_take(const struct arguments *arguments, const char *store, s
 	struct format_options options = { .block_bytes = block_bytes == 0 ? BLOCK_BYTES_MIN : (uint32_t)block_bytes };
 	bool created = false, lost = false;
 	char text[PROBE_TEXT_BYTES];
-	int code = check_own_export(store, list);
+	int code = cmd_check_own_export("snapshot", store, list);
 
 	if (code != EXIT_DONE)
 		return code;
@@ -243,7 +207,7 @@ static int make_and_take(const struct arguments *arguments, const char *store, s
 		code = check_freeze(arguments, store, list);
 	if (code == EXIT_DONE)
 		code = take(arguments, store, &lost, result);
-	if (code != EXIT_DONE && created && !lost && *result == NULL && is_empty_store(store))
+	if (code != EXIT_DONE && created && !lost && *result == NULL && cmd_is_empty_store(store))
 		(void)unlink(store);
 	return code;
 }

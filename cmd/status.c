@@ -45,6 +45,11 @@ static void print_snapshots(struct json_object *status)
 		(void)printf("  %-28s %s, %s used", cmd_json_text(one, "name"), cmd_json_text(one, "state"), used);
 		if (cmd_json_get(one, "full_percent") != NULL)
 			(void)printf(" (%llu %%)", (unsigned long long)cmd_json_number(one, "full_percent"));
+		if (cmd_json_get(one, "warned_percent") != NULL)
+			(void)printf(", over %llu %%", (unsigned long long)cmd_json_number(one, "warned_percent"));
+		if (cmd_json_get(one, "broken_reason") != NULL)
+			(void)printf(", %s since %s: only the blocks preserved by then can be read",
+				     cmd_json_text(one, "broken_reason"), cmd_json_text(one, "broken_since"));
 		if (cmd_json_get(one, "fold_total_blocks") != NULL)
 			(void)printf(", %llu of %llu blocks folded",
 				     (unsigned long long)cmd_json_number(one, "fold_done_blocks"),

@@ -64,9 +64,10 @@ static void marked(struct volume *volume)
 {
 	struct store *store = broken_snapshot(volume)->store;
 
-	store->superblock.broken = volume->broken_mark;
+	store_mark_broken(store, volume->broken_mark);
 	log_warning("volume %s: the chain is BROKEN at snapshot %s (%s): writes go on, blocks not preserved by now are lost to this and older snapshots",
 		    volume->name, store->superblock.name, broken_reason_text(volume->broken_mark.reason));
+	warn_tell(volume, VOLUME_EVENT_BROKEN, 0);
 	give_up(volume, volume->broken_error);
 }
 
@@ -138,6 +139,17 @@ static void mark_next(struct volume *volume)
 	store_update_start(store, &volume->broken_update);
 }
 
+static void tell_full(struct volume *volume, int error)
+{
+	uint32_t end = log_end(volume->broken_log).index;
+
+	if (error != -ENOSPC || (volume->full_told && volume->full_told_end == end))
+		return;
+	volume->full_told = true;
+	volume->full_told_end = end;
+	warn_tell(volume, VOLUME_EVENT_FULL, 0);
+}
+
 void broken_log_stuck(struct log *log, int error, void *context)
 {
 	struct volume *volume = context;
@@ -167,6 +179,7 @@ void broken_log_stuck(struct log *log, int error, void *context)
 		if (is_time_to_log(volume))
 			log_warning("volume %s: store %s: %s: writes fail", volume->name, active->store->path,
 				    strerror(-error));
+		tell_full(volume, error);
 		give_up(volume, error);
 		return;
 	case ON_FULL_WAIT:
@@ -174,16 +187,23 @@ void broken_log_stuck(struct log *log, int error, void *context)
 			log_warning("volume %s: store %s: %s: writes wait", volume->name, active->store->path,
 				    strerror(-error));
 		volume->stuck_since_ns = disk_host_monotonic_ns(volume->host);
+		tell_full(volume, error);
 		return;
 	}
 }
 
 void broken_tick(struct volume *volume)
 {
+	if (volume->stuck_since_ns != 0 &&
+	    disk_host_monotonic_ns(volume->host) - volume->stuck_since_ns >= STUCK_RETRY_NS)
+		broken_retry(volume);
+}
+
+void broken_retry(struct volume *volume)
+{
 	struct log *log = volume->broken_log;
 
-	if (volume->stuck_since_ns == 0 || log == NULL || log_error(log) != 0 ||
-	    disk_host_monotonic_ns(volume->host) - volume->stuck_since_ns < STUCK_RETRY_NS)
+	if (volume->stuck_since_ns == 0 || log == NULL || log_error(log) != 0)
 		return;
 	volume->stuck_since_ns = 0;
 	volume->broken_log = NULL;

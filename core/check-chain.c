@@ -179,7 +179,7 @@ static size_t collect(struct check *check, struct chain_entry *entries)
 		const struct superblock *superblock = &one->store->superblock;
 		struct check_finding at;
 
-		if (!one->loaded || superblock->state == STATE_EMPTY)
+		if (!one->loaded || superblock->state == STATE_EMPTY || superblock->role == ROLE_PART)
 			continue;
 		check->names[check->count + i] = superblock->name;
 		one->concerned = &check->names[check->count + i];

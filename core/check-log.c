@@ -86,7 +86,7 @@ static void area_read_done(struct disk_io *io, int error)
 	read->window->pending--;
 }
 
-static void window_add_read(struct log_check *log, struct area_window *window, uint64_t offset, uint8_t *at,
+static void window_add_read(struct area_window *window, struct store_place place, uint8_t *at,
 			    uint64_t bytes)
 {
 	struct area_read *read = &window->reads[window->read_count++];
@@ -95,9 +95,9 @@ static void window_add_read(struct log_check *log, struct area_window *window, u
 	*read = (struct area_read){
 		.window = window,
 		.io = {
-			.disk = log->store->disk,
+			.disk = place.part->disk,
 			.op = DISK_READ,
-			.offset = offset,
+			.offset = place.offset,
 			.length = bytes,
 			.single = { .iov_base = at, .iov_len = (size_t)bytes },
 			.done = area_read_done,
@@ -110,18 +110,18 @@ static void window_add_read(struct log_check *log, struct area_window *window, u
 static void window_start(struct log_check *log, uint32_t area)
 {
 	struct area_window *window = &log->windows[area % log->window_count];
-	uint64_t offset = geometry_area_offset(&log->format.geometry, area);
+	struct store_place place = store_area_place(log->store, area);
 
 	window->both = (struct area_copies){ .area = area };
 	window->whole = !log->check->quick && area < log->areas;
 	window->read_count = 0;
 	if (window->whole) {
-		for (uint64_t at = 0; at < log->area_bytes; at += READ_BYTES)
-			window_add_read(log, window, offset + at, window->memory + at,
+		for (uint64_t at = 0; at < log->area_bytes; at += READ_BYTES, place.offset += READ_BYTES)
+			window_add_read(window, place, window->memory + at,
 					log->area_bytes - at < READ_BYTES ? log->area_bytes - at : READ_BYTES);
 	} else {
 		for (unsigned copy = 0; copy < 2; copy++)
-			window_add_read(log, window, geometry_meta_offset(&log->format.geometry, area, copy),
+			window_add_read(window, store_meta_place(log->store, area, copy),
 					window->memory + (size_t)copy * AREA_META_BYTES, AREA_META_BYTES);
 	}
 	disk_host_push(log->check->host);
@@ -130,10 +130,12 @@ static void window_start(struct log_check *log, uint32_t area)
 /* Whether the area's bytes [at, at + bytes) have been read: 0, or the error of reading just these. */
 static int window_range(const struct log_check *log, const struct area_window *window, uint64_t at, uint64_t bytes)
 {
+	struct store_place place = store_area_place(log->store, window->both.area);
+
 	for (uint64_t i = at / READ_BYTES; i <= (at + bytes - 1) / READ_BYTES; i++)
 		if (window->reads[i].error != 0)
-			return disk_read_wait(log->check->host, log->store->disk, window->memory + at, (size_t)bytes,
-					      geometry_area_offset(&log->format.geometry, window->both.area) + at);
+			return disk_read_wait(log->check->host, place.part->disk, window->memory + at, (size_t)bytes,
+					      place.offset + at);
 	return 0;
 }
 
@@ -196,7 +198,8 @@ static struct check_finding at_area(const struct log_check *log, enum check_code
 	struct check_finding at = check_at(log->of, code);
 
 	at.area = area;
-	at.offset = geometry_area_offset(&log->format.geometry, area);
+	at.part = store_area_part(log->store, area);
+	at.offset = store_area_place(log->store, area).offset;
 	return at;
 }
 
@@ -205,7 +208,7 @@ static struct check_finding at_copy(const struct log_check *log, enum check_code
 	struct check_finding at = at_area(log, code, area);
 
 	at.copy = copy;
-	at.offset = geometry_meta_offset(&log->format.geometry, area, copy);
+	at.offset = store_meta_place(log->store, area, copy).offset;
 	return at;
 }
 
@@ -214,22 +217,24 @@ static struct check_finding at_slot(const struct log_check *log, enum check_code
 	struct check_finding at = at_area(log, code, (uint32_t)(slot / log->per_area));
 
 	at.slot = slot;
-	at.offset = geometry_slot_offset(&log->format.geometry, SLOT(slot));
+	at.offset = store_slot_place(log->store, SLOT(slot)).offset;
 	return at;
 }
 
 /* The byte offset of an entry in metadata copy 0. */
 static uint64_t entry_offset(const struct log_check *log, uint64_t slot)
 {
-	return geometry_meta_offset(&log->format.geometry, (uint32_t)(slot / log->per_area), 0) + AREA_HEADER_BYTES +
+	return store_meta_place(log->store, (uint32_t)(slot / log->per_area), 0).offset + AREA_HEADER_BYTES +
 	       slot % log->per_area * ENTRY_BYTES;
 }
 
 /* ---- the metadata copies ---- */
 
-/* The last commits may have been writing here when a crash came. */
+/* The last commits may have been writing here when a crash came, or when there was no room for what was written. */
 static bool may_be_torn(const struct log_check *log, uint32_t area)
 {
+	if (store_area_slots(log->store, area) < log->per_area)
+		return true;
 	return !log->bounded && area >= log->unsettled_area;
 }
 
@@ -387,11 +392,11 @@ static bool read_entry(const struct log_check *log, slot_t slot, struct entry *e
 
 	for (unsigned which = 0; which < 2; which++) {
 		struct meta_copy *copy = &both.copies[which];
+		struct store_place place = store_meta_place(log->store, both.area, which);
 
 		copy->bytes = log->spare + (size_t)which * AREA_META_BYTES;
-		copy->error = disk_read_wait(log->check->host, log->store->disk,
-					     log->spare + (size_t)which * AREA_META_BYTES, AREA_META_BYTES,
-					     geometry_meta_offset(&log->format.geometry, both.area, which));
+		copy->error = disk_read_wait(log->check->host, place.part->disk,
+					     log->spare + (size_t)which * AREA_META_BYTES, AREA_META_BYTES, place.offset);
 		area_copy_decode(&log->format, &both, which);
 	}
 	area_copies_choose(&both);
@@ -530,7 +535,7 @@ static void check_past_end(struct log_check *log, const struct area_copies *both
 	uint32_t before = log->stop;
 	struct entry entry;
 
-	for (uint32_t i = from; i < log->per_area; i++) {
+	for (uint32_t i = from; i < store_area_slots(log->store, both->area); i++) {
 		uint64_t slot = (uint64_t)both->area * log->per_area + i;
 
 		if (!area_copies_entry(&log->format, both, i, &entry))
@@ -547,20 +552,20 @@ static int check_area(struct log_check *log, struct area_window *window)
 {
 	struct area_copies *both = &window->both;
 	uint64_t first = (uint64_t)both->area * log->per_area;
-	uint32_t wanted = 0;
+	uint32_t wanted = 0, slots = store_area_slots(log->store, both->area);
 	int error;
 
 	window_decode(log, window);
 	note_header_marks(log, both);
 	if (both->area < log->areas) {
-		wanted = log->end - first < log->per_area ? (uint32_t)(log->end - first) : log->per_area;
+		wanted = log->end - first < slots ? (uint32_t)(log->end - first) : slots;
 		check_copies(log, both, wanted);
 		error = check_entries(log, window, wanted);
 		if (error != 0)
 			return error;
 		log->of->areas++;
 	}
-	if (wanted < log->per_area)
+	if (wanted < slots)
 		check_past_end(log, both, wanted);
 	return 0;
 }
@@ -595,8 +600,9 @@ static uint64_t first_unreadable(const struct log_check *log)
 	uint64_t slot = log->end;
 
 	for (; block != NULL && slot / log->per_area == log->end / log->per_area; slot++) {
-		int error = disk_read_wait(log->check->host, log->store->disk, block, log->format.geometry.block_bytes,
-					   geometry_slot_offset(&log->format.geometry, SLOT(slot)));
+		struct store_place place = store_slot_place(log->store, SLOT(slot));
+		int error = disk_read_wait(log->check->host, place.part->disk, block, log->format.geometry.block_bytes,
+					   place.offset);
 
 		if (error == 0)
 			continue;
@@ -637,7 +643,7 @@ static int find_end(struct log_check *log)
 static void cut_to_what_is_there(struct log_check *log)
 {
 	uint64_t there = (uint64_t)log->there * log->per_area, wanted = log->bounded ? log->end : log->mark;
-	struct check_finding at = check_at(log->of, FOUND_STORE_TRUNCATED);
+	struct check_finding at;
 
 	if (log->end > there)
 		log->end = there;
@@ -646,9 +652,8 @@ static void cut_to_what_is_there(struct log_check *log)
 	log->of->durable_slots = log->mark < there ? log->mark : there;
 	if (wanted <= there)
 		return;
-	at.area = log->there;
+	at = at_area(log, FOUND_STORE_TRUNCATED, log->there);
 	at.slot = there;
-	at.offset = geometry_area_offset(&log->format.geometry, log->there);
 	at.count = wanted - there;
 	check_tell(log->check, &at, "its log goes to slot %llu, but the store has room for %llu only",
 		   (unsigned long long)wanted, (unsigned long long)there);

@@ -56,7 +56,8 @@ static const struct check_kind kinds[] = {
 		"what the other copy has is not lost", false, "writes it anew with all that the other copy has" },
 	[FOUND_METADATA_COPY_TORN] = {
 		"metadata-copy-torn", CHECK_NOTICE, MEND_NOTHING,
-		"it was being written when the crash came; the other copy has what is durable", false, NULL },
+		"it was being written when the crash came, or when room ran out; the other copy has what is durable", false,
+		NULL },
 	[FOUND_METADATA_COPY_BEHIND] = {
 		"metadata-copy-behind", CHECK_NOTICE, MEND_NOTHING,
 		"it is an older version; the other copy has the rest", false, NULL },
@@ -136,6 +137,12 @@ static const struct check_kind kinds[] = {
 	[FOUND_MERGE_UNFINISHED] = {
 		"merge-unfinished", CHECK_NOTICE, MEND_NOTHING,
 		"the origin is half put back: nothing is served before the merge is finished", true, NULL },
+	[FOUND_PART_ABSENT] = {
+		"part-absent", CHECK_UNREADABLE, MEND_NOTHING,
+		"the log was not looked at, and without this part nothing can be served", true, NULL },
+	[FOUND_PART_ALONE] = {
+		"part-alone", CHECK_NOTICE, MEND_NOTHING,
+		"a part holds nothing by itself: the store it is joined to tells what is in it", false, NULL },
 };
 
 const struct check_kind *check_kind(enum check_code code)
@@ -299,12 +306,63 @@ static void check_superblock(struct check *check, struct check_store *one)
 
 static bool has_log(const struct check_store *one)
 {
-	return one->loaded && !one->links_only && one->store->superblock.state != STATE_EMPTY;
+	return one->loaded && !one->links_only && one->store->superblock.state != STATE_EMPTY &&
+	       one->store->superblock.role != ROLE_PART && store_missing_part(one->store) == 0;
+}
+
+static void tell_missing_part(struct check *check, struct check_store *one, int error)
+{
+	uint32_t part = store_missing_part(one->store);
+	struct check_finding at = check_at(one, error == -ENOENT ? FOUND_PART_ABSENT : FOUND_CHAIN_CONTRADICTION);
+	char text[STORE_TEXT_BYTES];
+
+	stores_join_text(error, one->store, part, text);
+	check_tell(check, &at, "%s", text);
+}
+
+/* Each store gets its parts, for as long as the check lasts: check_end() gives them back. Else *error says why *main has not. */
+static int join_parts(struct check *check, int *error, struct store **main)
+{
+	struct store **stores = calloc(check->count, sizeof(struct store *));
+	uint32_t part;
+
+	if (stores == NULL)
+		return -ENOMEM;
+	for (size_t i = 0; i < check->count; i++)
+		stores[i] = check->stores[i].loaded ? check->stores[i].store : NULL;
+	*error = stores_join(stores, check->count, main, &part);
+	free(stores);
+	return 0;
+}
+
+static bool is_joined(const struct check *check, const struct store *part)
+{
+	for (size_t i = 0; i < check->count; i++)
+		for (uint32_t at = 1; at < STORE_PARTS_MAX; at++)
+			if (check->stores[i].store->parts[at - 1] == part)
+				return true;
+	return false;
+}
+
+static void tell_parts(struct check *check, int error, const struct store *main)
+{
+	for (size_t i = 0; i < check->count; i++) {
+		struct check_store *one = &check->stores[i];
+		const struct superblock *superblock = &one->store->superblock;
+		struct check_finding at = check_at(one, FOUND_PART_ALONE);
+
+		if (one->loaded && store_missing_part(one->store) != 0)
+			tell_missing_part(check, one, error == -EINVAL && main == one->store ? error : -ENOENT);
+		if (one->loaded && superblock->role == ROLE_PART && !is_joined(check, one->store))
+			check_tell(check, &at, "is part %u of the store of snapshot %s, which was not given, or does not name it",
+				   superblock->part_index, superblock->name);
+	}
 }
 
 int check_run(struct check *check)
 {
-	int error;
+	struct store *main = NULL;
+	int error, part_error = 0;
 
 	check_end(check);
 	for (size_t i = 0; i < check->count; i++)
@@ -317,7 +375,10 @@ int check_run(struct check *check)
 		return -ENOMEM;
 	for (size_t i = 0; i < check->count; i++)
 		check_superblock(check, &check->stores[i]);
-	error = check_chain(check);
+	error = join_parts(check, &part_error, &main);
+	if (error == 0)
+		error = check_chain(check);
+	tell_parts(check, part_error, main);
 	for (size_t i = 0; i < check->count; i++)
 		if (check->stores[i].loaded)
 			tell_marks(check, &check->stores[i]);
@@ -329,6 +390,8 @@ int check_run(struct check *check)
 
 void check_end(struct check *check)
 {
+	for (size_t i = 0; i < check->count; i++)
+		memset(check->stores[i].store->parts, 0, sizeof(check->stores[i].store->parts));
 	free(check->names);
 	check->names = NULL;
 }

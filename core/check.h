@@ -75,6 +75,8 @@ enum check_code {
 	FOUND_NEWEST_UNFINISHED,
 	FOUND_FOLD_UNFINISHED,
 	FOUND_MERGE_UNFINISHED,
+	FOUND_PART_ABSENT,
+	FOUND_PART_ALONE,
 	FOUND_COUNT,
 };
 
@@ -102,7 +104,8 @@ struct check_finding {
 	uint64_t area;
 	uint64_t slot;   /* in the store's log */
 	uint64_t block;  /* on the origin */
-	uint64_t offset; /* in bytes, from the store's start */
+	uint64_t offset; /* in bytes, from the start of the store, or of its part number `part` */
+	uint32_t part;
 	uint64_t count;  /* of slots, blocks or entries, from there on, as the text says; else 1 */
 	uint64_t time_ns; /* since the epoch: since when; 0: does not apply */
 	char text[CHECK_TEXT_BYTES]; /* what was found; names may have control characters in them */
@@ -148,7 +151,8 @@ struct check {
  * preserved in one store. Returns 0, or -ENOMEM.
  */
 __attribute__((warn_unused_result)) int check_run(struct check *check);
-void check_end(struct check *check); /* frees what check_run() made; the stores stay open */
+/* Frees what check_run() made, before the stores are closed. */
+void check_end(struct check *check);
 
 /* The parts of check_run(), in files of their own. */
 

@@ -219,8 +219,9 @@ static void copy_read_done(struct disk_io *io, int error)
 	if (error != 0) {
 		uint32_t at = copy->by_block ? copy->single : 0;
 
-		log_warning("origin %s: block %llu cannot be read (%s): its old content is lost to the snapshot",
-			    volume->origin_path, (unsigned long long)copy->first + at, strerror(-error));
+		trouble_tell(&volume->lost_trouble, volume->host,
+			     "origin %s: block %llu cannot be read (%s): its old content is lost to the snapshot",
+			     volume->origin_path, (unsigned long long)copy->first + at, strerror(-error));
 		copy->lost[at / 8] = (uint8_t)(copy->lost[at / 8] | 1u << at % 8);
 		volume->counters.lost_blocks++;
 	}

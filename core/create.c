@@ -44,23 +44,6 @@ static void create_ended(struct volume *volume)
 	operation_end(volume, operation->error);
 }
 
-static void apply_empty(struct superblock *superblock, void *context)
-{
-	(void)context;
-	*superblock = (struct superblock){
-		.compat = superblock->compat,
-		.ro_compat = superblock->ro_compat,
-		.incompat = superblock->incompat,
-		.generation = superblock->generation,
-		.store_uuid = superblock->store_uuid,
-		.role = ROLE_SNAPSHOT,
-		.state = STATE_EMPTY,
-		.geometry = superblock->geometry,
-		.limit_bytes = superblock->limit_bytes,
-		.clean = true,
-	};
-}
-
 static void emptied(struct store_update *update, int error)
 {
 	(void)error; /* a store that stays prepared is in no chain, and `format --force` can have it */
@@ -79,7 +62,7 @@ static void create_fail(struct volume *volume, int error, const char *text, int 
 	else if (operation->complaint.why[0] == '\0')
 		complaint_set(&operation->complaint, what, "%s", text);
 	if (operation->store != NULL && operation->store->superblock.state == STATE_PREPARED)
-		operation_update_store(volume, operation->store, apply_empty, emptied);
+		operation_update_store(volume, operation->store, superblock_make_empty, emptied);
 	else
 		create_ended(volume);
 }
@@ -155,7 +138,7 @@ static void first_activated(struct store_update *update, int error)
 		volume->operation->error = error;
 		complaint_set(&volume->operation->complaint, volume->operation->store_path, "cannot be made active: %s",
 			      strerror(-error));
-		operation_update_store(volume, volume->operation->store, apply_empty, first_emptied);
+		operation_update_store(volume, volume->operation->store, superblock_make_empty, first_emptied);
 		return;
 	}
 	enter_chain(volume);
@@ -257,7 +240,7 @@ static void newest_settled(struct log_settle *settle, int error)
 
 	if (error != 0) {
 		pause_end(volume);
-		if (volume_log(volume) != NULL)
+		if (volume_log(volume) != NULL && error != -ENOSPC)
 			log_fail(volume_log(volume), error);
 		create_fail(volume, error, "the snapshot before it could not be sealed", error);
 		return;
@@ -370,8 +353,8 @@ static bool is_unsuitable(struct volume *volume, const struct store *store)
 
 	if (superblock->state != STATE_EMPTY)
 		complaint_set(complaint, store->path,
-			      "is not empty: it holds snapshot %s (drop that first, or format the store anew with --force)",
-			      superblock->name);
+			      "is not empty: it holds %s %s (drop that first, or format the store anew with --force)",
+			      superblock->role == ROLE_PART ? "a part of snapshot" : "snapshot", superblock->name);
 	else if ((superblock->ro_compat & ~FEATURES_RO_COMPAT) != 0)
 		complaint_set(complaint, store->path, "was made by a newer rowsnap and can be read, but not written");
 	else if (volume->chain_count > 0 && superblock->geometry.block_bytes != volume->block_bytes)
@@ -399,19 +382,6 @@ static void loaded(struct store_load *load, int error)
 		create_fail(volume, error, "out of memory", 0);
 	else
 		operation_update_store(volume, store, apply_prepared, prepared);
-}
-
-/* Who holds it is for the asker to find out: looking around in the system here may lead into our own exports. */
-static void complain_busy(struct volume *volume, const char *path, int error)
-{
-	struct complaint *complaint = &volume->operation->complaint;
-
-	if (error == -EBUSY)
-		complaint_set(complaint, path, "is in use by this volume already, or by another process");
-	else if (error == -ENOTBLK)
-		complaint_set(complaint, path, "is neither a block device nor a regular file");
-	else
-		complaint_set(complaint, path, "%s", strerror(-error));
 }
 
 void create_start(struct volume *volume, struct operation *operation)
@@ -450,7 +420,7 @@ void create_start(struct volume *volume, struct operation *operation)
 	}
 	error = store_open(volume->host, operation->store_path, DISK_OPEN_LOCK, &operation->store);
 	if (error != 0) {
-		complain_busy(volume, operation->store_path, error);
+		operation_complain_open(volume, error);
 		create_fail(volume, error, "", 0);
 		return;
 	}

@@ -65,6 +65,19 @@ static void drop_finished(struct volume *volume)
 	operation_end(volume, 0);
 }
 
+/* The store is wiped, but a part of it is not, as the log says. */
+static void drop_finished_but_parts(struct volume *volume)
+{
+	struct snapshot *snapshot = volume->operation->snapshot;
+	int error = snapshot->store->part_error;
+
+	complaint_set(&volume->operation->complaint, snapshot->store->path,
+		      "the snapshot is dropped, but a part of its store could not be wiped: %s (format that anew)",
+		      strerror(-error));
+	snapshot_destroy(snapshot);
+	operation_end(volume, error);
+}
+
 static void wiped(struct store_update *update, int error)
 {
 	struct volume *volume = update->context;
@@ -72,6 +85,10 @@ static void wiped(struct store_update *update, int error)
 
 	/* Not before the wipe: by its record the next start finds the store and wipes it, if we are killed in between. */
 	record_forget(volume, snapshot);
+	if (error == 0 && snapshot->store->part_error != 0) {
+		drop_finished_but_parts(volume);
+		return;
+	}
 	if (error != 0) {
 		/* It is out of the chain already; its store only looks used. */
 		log_warning("store %s: cannot be wiped: %s", snapshot->store->path, strerror(-error));
@@ -169,7 +186,10 @@ static void only_wiped(struct store_update *update, int error)
 	pause_end(volume);
 	/* Not before the wipe: without its record the origin would be served bare. */
 	record_forget(volume, volume->operation->snapshot);
-	drop_finished(volume);
+	if (volume->operation->snapshot->store->part_error != 0)
+		drop_finished_but_parts(volume);
+	else
+		drop_finished(volume);
 }
 
 static void only_wipe(struct volume *volume, struct operation *operation)

@@ -12,11 +12,12 @@
  *   copy.c         copy-before-write: preserving blocks in the newest snapshot
  *   copy-ahead.c   preserving blocks before who writes in order comes to them
  *   broken.c       what happens when the newest store can take no more
+ *   warn.c         telling that before
  *   read.c         reads of the origin and of snapshots, allocation queries
  *   slots.c        reading slots with their checksums
  *   fingerprint.c  recording the origin's fingerprint before its superblock area is written
  *   operation.c    the queue of operations; pausing
- *   create.c drop.c fold.c stop.c   the operations
+ *   create.c extend.c drop.c fold.c stop.c   the operations
  *   record.c record-file.c   the volume's record
  */
 #ifndef CORE_ENGINE_H
@@ -177,6 +178,20 @@ struct volume {
 	struct broken_mark broken_mark;
 	uint64_t stuck_since_ns, stuck_retry_ns, stuck_logged_ns;
 
+	/* How full the active store is: see warn.c. */
+	unsigned warn_at[WARN_AT_MAX], warn_count;
+	unsigned warn_passed;         /* how many of them */
+	bool full_told;               /* that there is no room behind slot full_told_end */
+	uint32_t full_told_end;
+	uint64_t warned_seed;         /* of the store that this is about */
+	void (*event)(const struct volume_event *event, void *context);
+	void *event_context;
+	struct store *measured;
+	uint64_t measured_store_seed, measured_ns;
+	uint32_t measured_part;
+	bool measuring;
+	struct disk_io measure_io;
+
 	struct log_settle settle;
 	bool settling;
 	uint64_t busy_ns;             /* when the log was last seen busy */
@@ -190,6 +205,10 @@ struct volume {
 	struct store_load operation_load;
 	bool stopping;
 	bool unusable; /* what the newest store says on disk is unknown: every write fails until the next start */
+
+	/* What the log was told of. */
+	struct trouble origin_trouble, back_trouble, lost_trouble, read_trouble;
+	uint64_t origin_failures; /* since it answered last */
 
 	struct volume_report counters;
 	struct log_counters log_counters;
@@ -205,6 +224,9 @@ struct snapshot *volume_active(const struct volume *volume);
 /* Its log, if blocks are to be preserved at all: NULL without snapshots, or when it is broken. */
 struct log *volume_log(const struct volume *volume);
 bool volume_is_broken(const struct volume *volume); /* writes go on unprotected */
+/* A request of the origin has ended: tells the log what failed, and when it answers again. */
+void origin_answered(struct volume *volume, const struct disk_io *io, int error);
+void troubles_end(struct volume *volume); /* tells what was only counted */
 struct snapshot *volume_find(const struct volume *volume, const char *name, size_t *index);
 bool volume_name_is_absent(const struct volume *volume, const char *name);
 void volume_remove_from_chain(struct volume *volume, size_t index);
@@ -291,12 +313,25 @@ uint64_t preserved_run(const struct volume *volume, block_t block, uint64_t limi
 /* A write has been admitted: what may come next is preserved ahead of it. */
 void copy_ahead_of_write(struct volume *volume, uint64_t offset, uint64_t length);
 
+/* ---- operation.c, for the record: a store and its parts, in memory ---- */
+__attribute__((warn_unused_result)) int record_add_store(struct record *record, const struct store *store);
+
 /* ---- broken.c ---- */
 void broken_log_stuck(struct log *log, int error, void *context);
 void broken_pause(struct volume *volume);
 void broken_tick(struct volume *volume);
+void broken_retry(struct volume *volume); /* there may be room for what waits */
 /* Marks `store` broken in memory as read from another store's witness or the record. */
 bool store_is_broken(const struct store *store);
+
+/* ---- warn.c ---- */
+void warn_tick(struct volume *volume);
+void warn_tell(struct volume *volume, enum volume_event_kind kind, unsigned threshold);
+/* Room was added: thresholds that are not passed any more may be so again. */
+void warn_look_again(struct volume *volume);
+bool warn_is_quiet(const struct volume *volume);
+unsigned store_percent(const struct store *store); /* how full it is; 0 where that is not known */
+unsigned warn_level(const struct volume *volume, const struct store *store); /* the largest threshold passed, or 0 */
 
 /* ---- read.c ---- */
 int segment_pool_create(struct volume *volume);
@@ -339,7 +374,10 @@ void pause_begin(struct volume *volume, void (*drained)(struct volume *volume));
 void pause_end(struct volume *volume);
 void pause_check(struct volume *volume);
 
+/* Why the operation's store cannot be opened. */
+void operation_complain_open(struct volume *volume, int error);
 void create_start(struct volume *volume, struct operation *operation);
+void extend_start(struct volume *volume, struct operation *operation);
 void drop_start(struct volume *volume, struct operation *operation);
 void stop_start(struct volume *volume, struct operation *operation);
 bool drop_can_start(const struct volume *volume, const struct operation *operation);

@@ -51,6 +51,8 @@ struct fold {
 	block_t next;
 	uint64_t done, total;
 	slot_t base; /* older's log's end before */
+	uint64_t reserve_slots, reserving_slots; /* still to be reserved, and of them now */
+	uint32_t reserve_part;                   /* where in older */
 
 	struct disk_io io;
 	struct store_update update;
@@ -248,6 +250,8 @@ static void fold_wiped(struct store_update *update, int error)
 	record_forget(volume, newer);
 	if (error != 0)
 		log_warning("store %s: cannot be wiped: %s", newer->store->path, strerror(-error));
+	else
+		error = newer->store->part_error;
 	answer(volume, error, "the snapshot is dropped, but its store could not be wiped");
 	snapshot_destroy(newer);
 	fold_free(volume);
@@ -876,15 +880,10 @@ static void newest_paused(struct volume *volume)
 	operation_flush_origin(volume, newest_flushed);
 }
 
-static void allocated(struct disk_io *io, int error)
+static void reserved(struct volume *volume)
 {
-	struct volume *volume = io->context;
 	struct fold *fold = volume->fold;
 
-	if (error != 0) {
-		fold_refuse(volume, error, "the older store has no room for what would be folded into it");
-		return;
-	}
 	if (fold->newest) {
 		pause_begin(volume, newest_paused);
 		return;
@@ -893,39 +892,84 @@ static void allocated(struct disk_io *io, int error)
 	store_update_start(fold->older->store, &fold->update);
 }
 
-static void reserve(struct volume *volume)
+static void reserve_next(struct volume *volume);
+
+static void allocated(struct disk_io *io, int error)
+{
+	struct volume *volume = io->context;
+	struct fold *fold = volume->fold;
+
+	/* What finds no room in one part goes to the next. */
+	if (error == 0)
+		fold->reserve_slots -= fold->reserving_slots;
+	else
+		fold->error = error;
+	fold->reserve_part++;
+	reserve_next(volume);
+}
+
+/* In the part that the log goes on in, behind its end, and then in those that stand by. */
+static void reserve_next(struct volume *volume)
 {
 	struct fold *fold = volume->fold;
-	struct store *older = fold->older->store;
+	const struct store *older = fold->older->store;
 	const struct geometry *geometry = &older->superblock.geometry;
-	uint64_t slots, blocks, end = older->end.index, from, to;
+	uint32_t last = store_last_part(older), first = store_part_first_area(older, last), at = 0;
+	uint64_t limit, room, end = older->end.index, from = (uint64_t)first * geometry->slots_per_area;
 
-	measure(volume, &slots, &blocks);
-	if (slots > store_capacity_slots(older) - end) {
-		complaint_set(&volume->operation->complaint, volume->operation->name,
-			      "%llu blocks would be folded into store %s, which has room for %llu",
-			      (unsigned long long)blocks, older->path,
-			      (unsigned long long)(store_capacity_slots(older) - end));
-		fold_refuse(volume, -ENOSPC, "");
+	if (fold->reserve_slots == 0 || fold->reserve_part == store_part_count(older)) {
+		int error = fold->error;
+
+		fold->error = 0;
+		if (fold->reserve_slots == 0)
+			reserved(volume);
+		else
+			fold_refuse(volume, error != 0 ? error : -ENOSPC,
+				    "the older store has no room for what would be folded into it");
 		return;
 	}
-	from = geometry_area_offset(geometry, (uint32_t)(end / geometry->slots_per_area));
-	to = geometry_area_offset(geometry, (uint32_t)((end + slots) / geometry->slots_per_area)) +
-	     geometry_area_bytes(geometry);
-	if (store_limit_bytes(older) != 0 && to > store_limit_bytes(older))
-		to = store_limit_bytes(older);
+	limit = store_part_limit_bytes(older, fold->reserve_part);
+	room = geometry_slots(geometry, limit == 0 ? UINT64_MAX : limit);
+	if (fold->reserve_part == last && end > from) {
+		at = (uint32_t)((end - from) / geometry->slots_per_area);
+		room = room > end - from ? room - (end - from) : 0;
+	} else if (fold->reserve_part == last) {
+		room += from - end; /* the parts before have that */
+	}
+	fold->reserving_slots = fold->reserve_slots < room ? fold->reserve_slots : room;
 	fold->io = (struct disk_io){
-		.disk = older->disk,
+		.disk = store_part(older, fold->reserve_part)->disk,
 		.op = DISK_ALLOCATE,
-		.offset = from,
-		.length = to > from ? to - from : 0,
+		.offset = geometry_area_offset(geometry, at),
+		.length = (fold->reserving_slots / geometry->slots_per_area + 2) * geometry_area_bytes(geometry),
 		.done = allocated,
 		.context = volume,
 	};
-	if (slots == 0 || to <= from)
+	if (limit != 0 && fold->io.length > limit - fold->io.offset)
+		fold->io.length = limit - fold->io.offset;
+	if (fold->reserving_slots == 0 || fold->io.length == 0)
 		allocated(&fold->io, 0);
 	else
 		disk_submit(&fold->io);
+}
+
+static void reserve(struct volume *volume)
+{
+	struct fold *fold = volume->fold;
+	const struct store *older = fold->older->store;
+	uint64_t slots, blocks, room = store_capacity_slots_later(older) - older->end.index;
+
+	measure(volume, &slots, &blocks);
+	if (slots > room) {
+		complaint_set(&volume->operation->complaint, volume->operation->name,
+			      "%llu blocks would be folded into store %s, which has room for %llu",
+			      (unsigned long long)blocks, older->path, (unsigned long long)room);
+		fold_refuse(volume, -ENOSPC, "");
+		return;
+	}
+	fold->reserve_slots = slots;
+	fold->reserve_part = store_last_part(older);
+	reserve_next(volume);
 }
 
 void fold_start(struct volume *volume, size_t index, struct operation *operation)

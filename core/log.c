@@ -16,8 +16,12 @@
  * 4. A header's durable mark is the log's end when the commit started: everything below had its barrier.
  * 5. A slot that cannot be written becomes void and its item takes another slot, behind the batch's last, in the same
  *    commit. More than LOG_VOIDS_MAX of them, or metadata that cannot be written, ends the log.
- * 6. A failed barrier ends the log: what was written since the last good one counts as not durable.
- * 7. A file is allocated some way ahead in the background, and while commits are small it is also written ahead of need,
+ * 6. A failed barrier ends the log: what was written since the last good one counts as not durable. There is a barrier on
+ *    each part of the store that was written to.
+ * 7. Without room the log turns to the next part, if one stands by: the superblock says so durably, then the commit goes
+ *    on. Areas that there was room for are used first, so the commit may lie in both parts. But where a write found no
+ *    room, the rest of its area is skipped, and what waits for a second copy there stays without.
+ * 8. A file is allocated some way ahead in the background, and while commits are small it is also written ahead of need,
  *    with zeroes: the first write into allocated space changes the file system's metadata, and a barrier after such a
  *    write costs a journal commit, which is most of a small commit's time. Zeroes are written only past the end of what
  *    is being committed, and a commit whose slots they have come to waits for them.
@@ -50,6 +54,7 @@ enum log_state {
 	LOG_PROBING,     /* a write failed: each slot by itself, to find the bad ones */
 	LOG_FLUSHING,
 	LOG_STUCK,       /* the owner decides */
+	LOG_TURNING,     /* to the next part */
 	LOG_SETTLING,    /* the second metadata copies */
 	LOG_SETTLING_FLUSH,
 };
@@ -86,7 +91,7 @@ struct log {
 	bool has_half, settled;
 	uint8_t *meta_memory;
 
-	uint64_t allocated_bytes; /* the file is allocated up to here */
+	uint64_t allocated_bytes; /* the last part's file is allocated up to here; a device: UINT64_MAX */
 	uint64_t zeroed_bytes;    /* written up to here, with zeroes from the log's end on; at most allocated_bytes */
 	unsigned commit_slots;    /* the running average of a commit's size, times 16 */
 	bool allocate_ahead;      /* a background allocation, or writing of zeroes, is under way */
@@ -100,8 +105,12 @@ struct log {
 	unsigned voids, probe;
 	bool probing_found;
 	unsigned rounds;
-	unsigned failed_before;   /* store->barriers_failed when its writes began */
+	unsigned failed_before;   /* store_barriers_failed() when its writes began */
 	unsigned ios_pending;
+	uint32_t parts_written;   /* bit mask: those that need a barrier */
+	void (*flushed)(struct log *log, int error);
+	struct store_update turn;
+	uint32_t turn_part, turn_area, turn_skipped;
 	int io_error;
 	uint64_t started_ns;
 	struct log_settle *settle;
@@ -147,12 +156,33 @@ static void meta_cut(struct area_meta *meta, uint32_t index)
 	memset(meta->bytes + from, 0, AREA_META_BYTES - from);
 }
 
+static const struct store *last_part(const struct log *log)
+{
+	return store_part(log->store, store_last_part(log->store));
+}
+
+static uint32_t last_part_first_area(const struct log *log)
+{
+	return store_part_first_area(log->store, store_last_part(log->store));
+}
+
+/* The areas below `areas` have their room; of those in the parts before the last, all. */
+static void reset_allocated(struct log *log, uint32_t areas)
+{
+	uint32_t first = last_part_first_area(log);
+	struct disk_info info;
+
+	disk_get_info(last_part(log)->disk, &info);
+	log->allocated_bytes =
+		info.is_device ? UINT64_MAX : geometry_area_offset(log_geometry(log), areas > first ? areas - first : 0);
+	log->zeroed_bytes = log->allocated_bytes;
+}
+
 int log_create(struct store *store, const struct log_ops *ops)
 {
 	struct log *log = calloc(1, sizeof(*log));
 	const struct geometry *geometry = &store->superblock.geometry;
 	struct area_header header;
-	struct disk_info info;
 
 	if (log == NULL)
 		return -ENOMEM;
@@ -180,11 +210,7 @@ int log_create(struct store *store, const struct log_ops *ops)
 				       &header) == 0)
 			log->metas[0].write_count = header.write_count;
 	}
-	disk_get_info(store->disk, &info);
-	log->allocated_bytes = info.is_device ? UINT64_MAX :
-						geometry_area_offset(geometry, log->metas[0].area) +
-							(store->open_copy >= 0 ? geometry_area_bytes(geometry) : 0);
-	log->zeroed_bytes = log->allocated_bytes;
+	reset_allocated(log, log->metas[0].area + (store->open_copy >= 0 ? 1 : 0));
 	store->log = log;
 	return 0;
 }
@@ -254,9 +280,11 @@ bool log_has_room(const struct log *log, unsigned count)
 uint64_t log_spare_slots(const struct log *log)
 {
 	uint64_t taken = (uint64_t)log->end + log->open->count + log->flying->count + LOG_VOIDS_MAX;
-	uint64_t limit = store_limit_bytes(log->store), bytes = limit == 0 ? UINT64_MAX : limit - limit / 8, slots;
+	uint64_t limit = store_part_limit_bytes(log->store, store_last_part(log->store));
+	uint64_t bytes = limit == 0 ? UINT64_MAX : limit - limit / 8, slots;
 
 	slots = geometry_slots(log_geometry(log), bytes < log->allocated_bytes ? bytes : log->allocated_bytes);
+	slots += (uint64_t)last_part_first_area(log) * log_geometry(log)->slots_per_area;
 	return slots > taken ? slots - taken : 0;
 }
 
@@ -306,20 +334,21 @@ static bool is_no_room(int error)
 
 static void write_done(struct disk_io *io, int error);
 
-/* Adds a piece at `offset`, to the request being built when it lies right behind it, else to a new one. */
-static void io_add(struct log *log, uint64_t offset, const void *data, size_t bytes)
+/* Adds a piece at `place`, to the request being built when it lies right behind it, else to a new one. */
+static void io_add(struct log *log, struct store_place place, const void *data, size_t bytes)
 {
 	struct disk_io *io = log->io_count > 0 ? &log->ios[log->io_count - 1] : NULL;
 	struct iovec *last = log->iovec_count > 0 ? &log->iovecs[log->iovec_count - 1] : NULL;
 	void *base = (void *)(uintptr_t)data;
 
-	if (io == NULL || log->io_end != offset || io->iov_count == DISK_IOV_MAX) {
+	log->parts_written |= 1u << place.index;
+	if (io == NULL || io->disk != place.part->disk || log->io_end != place.offset || io->iov_count == DISK_IOV_MAX) {
 		assert(log->io_count < IOS_MAX);
 		io = &log->ios[log->io_count++];
 		*io = (struct disk_io){
-			.disk = log->store->disk,
+			.disk = place.part->disk,
 			.op = DISK_WRITE,
-			.offset = offset,
+			.offset = place.offset,
 			.iov = &log->iovecs[log->iovec_count],
 			.done = write_done,
 			.context = log,
@@ -334,7 +363,7 @@ static void io_add(struct log *log, uint64_t offset, const void *data, size_t by
 		io->iov_count++;
 	}
 	io->length += bytes;
-	log->io_end = offset + bytes;
+	log->io_end = place.offset + bytes;
 }
 
 static void io_begin(struct log *log)
@@ -356,7 +385,7 @@ static void io_add_meta(struct log *log, const struct area_meta *meta, unsigned 
 {
 	if ((meta->writing & 1u << copy) == 0)
 		return;
-	io_add(log, geometry_meta_offset(log_geometry(log), meta->area, copy), meta->bytes, AREA_META_BYTES);
+	io_add(log, store_meta_place(log->store, meta->area, copy), meta->bytes, AREA_META_BYTES);
 	log->ops->counters->metadata_bytes += AREA_META_BYTES;
 }
 
@@ -374,7 +403,7 @@ static void io_add_items(struct log *log, const struct area_meta *meta)
 
 		if (item->data == NULL)
 			continue;
-		io_add(log, geometry_slot_offset(geometry, SLOT(slot)), item->data, geometry->block_bytes);
+		io_add(log, store_slot_place(log->store, SLOT(slot)), item->data, geometry->block_bytes);
 		log->ops->counters->data_bytes += geometry->block_bytes;
 	}
 }
@@ -503,13 +532,10 @@ static void commit_keep_metas(struct log *log)
 
 static void prepare_ahead(struct log *log);
 
-static void commit_flushed(struct disk_io *io, int error)
+static void commit_flushed(struct log *log, int error)
 {
-	struct log *log = io->context;
 	struct batch *batch = log->flying;
 
-	log->ops->counters->barriers++;
-	error = store_barrier_result(log->store, log->failed_before, error);
 	if (error != 0) {
 		log_get_stuck(log, error == -ENOSPC ? -EIO : error);
 		return;
@@ -527,16 +553,45 @@ static void commit_flushed(struct disk_io *io, int error)
 	batch_finish(batch, error);
 }
 
-static void flush_submit(struct log *log, enum log_state state, void (*done)(struct disk_io *io, int error))
+static void flush_done(struct disk_io *io, int error)
 {
+	struct log *log = io->context;
+	struct store *part = store_part(log->store, (uint32_t)(io - log->ios));
+
+	log->ops->counters->barriers++;
+	error = store_barrier_result(part, part->barriers_failed, error);
+	if (error != 0)
+		log->io_error = error;
+	if (--log->ios_pending > 0)
+		return;
+	error = log->io_error;
+	if (error == 0 && store_barriers_failed(log->store) != log->failed_before)
+		error = -EIO;
+	log->parts_written = 0;
+	log->flushed(log, error);
+}
+
+/* A barrier on every part that was written to, and on the last one in any case. ios[i] is part i's. */
+static void flush_submit(struct log *log, enum log_state state, void (*flushed)(struct log *log, int error))
+{
+	uint32_t count = store_part_count(log->store), parts = log->parts_written | 1u << store_last_part(log->store);
+
 	log->state = state;
-	log->ios[0] = (struct disk_io){
-		.disk = log->store->disk, .op = DISK_FLUSH, .done = done, .context = log
-	};
-	disk_submit(&log->ios[0]);
+	log->flushed = flushed;
+	log->io_error = 0;
+	log->ios_pending = (unsigned)__builtin_popcount(parts);
+	for (uint32_t i = 0; i < count; i++) {
+		if ((parts & 1u << i) == 0)
+			continue;
+		log->ios[i] = (struct disk_io){
+			.disk = store_part(log->store, i)->disk, .op = DISK_FLUSH, .done = flush_done, .context = log
+		};
+		disk_submit(&log->ios[i]);
+	}
 }
 
 static void probe_next(struct log *log);
+static void log_no_room(struct log *log, bool in_write);
 
 static void write_done(struct disk_io *io, int error)
 {
@@ -549,7 +604,7 @@ static void write_done(struct disk_io *io, int error)
 	if (log->io_error == 0) {
 		flush_submit(log, LOG_FLUSHING, commit_flushed);
 	} else if (is_no_room(log->io_error)) {
-		log_get_stuck(log, -ENOSPC);
+		log_no_room(log, true);
 	} else {
 		log->state = LOG_PROBING;
 		log->probe = log->round_first;
@@ -584,11 +639,10 @@ static void probe_finish(struct log *log)
 	}
 	log->rounds++;
 	log->round_first = before;
-	if ((uint64_t)log->end + batch->count > store_capacity_slots(log->store)) {
-		log_get_stuck(log, log->io_error);
-		return;
-	}
-	commit_write(log);
+	if ((uint64_t)log->end + batch->count > store_capacity_slots(log->store))
+		log_no_room(log, false);
+	else
+		commit_write(log);
 }
 
 static void probe_done(struct disk_io *io, int error)
@@ -597,8 +651,9 @@ static void probe_done(struct disk_io *io, int error)
 	struct log_item *item = &log->flying->items[log->probe];
 
 	if (error != 0) {
-		log_warning("store %s: slot %u cannot be written (%s): left void", log->store->path,
-			    log->end + log->probe, strerror(-error));
+		trouble_tell(&log->store->trouble, log->store->host,
+			     "store %s: slot %u cannot be written (%s): left void", log->store->path,
+			     log->end + log->probe, strerror(-error));
 		item->is_void = true;
 		log->probing_found = true;
 	}
@@ -609,6 +664,7 @@ static void probe_done(struct disk_io *io, int error)
 static void probe_next(struct log *log)
 {
 	struct batch *batch = log->flying;
+	struct store_place place;
 
 	while (log->probe < batch->count && batch->items[log->probe].data == NULL)
 		log->probe++;
@@ -616,10 +672,11 @@ static void probe_next(struct log *log)
 		probe_finish(log);
 		return;
 	}
+	place = store_slot_place(log->store, SLOT(log->end + log->probe));
 	log->ios[0] = (struct disk_io){
-		.disk = log->store->disk,
+		.disk = place.part->disk,
 		.op = DISK_WRITE,
-		.offset = geometry_slot_offset(log_geometry(log), SLOT(log->end + log->probe)),
+		.offset = place.offset,
 		.length = log_geometry(log)->block_bytes,
 		.single = { (void *)(uintptr_t)batch->items[log->probe].data, log_geometry(log)->block_bytes },
 		.done = probe_done,
@@ -630,19 +687,19 @@ static void probe_next(struct log *log)
 
 /* ---- room ---- */
 
-/* The end of the area that the log's slot `last` lies in. */
+/* The end, in the last part, of the area that the log's slot `last` lies in. */
 static uint64_t bytes_through(const struct log *log, uint64_t last)
 {
 	const struct geometry *geometry = log_geometry(log);
+	uint32_t area = (uint32_t)(last / geometry->slots_per_area), first = last_part_first_area(log);
 
-	return geometry_area_offset(geometry, (uint32_t)(last / geometry->slots_per_area)) +
-	       geometry_area_bytes(geometry);
+	return geometry_area_offset(geometry, area < first ? 0 : area - first + 1);
 }
 
 static void allocate_submit(struct log *log, uint64_t end, void (*done)(struct disk_io *io, int error))
 {
 	log->allocate_io = (struct disk_io){
-		.disk = log->store->disk,
+		.disk = last_part(log)->disk,
 		.op = DISK_ALLOCATE,
 		.offset = log->allocated_bytes,
 		.length = end - log->allocated_bytes,
@@ -656,12 +713,14 @@ static void allocated(struct disk_io *io, int error)
 {
 	struct log *log = io->context;
 
-	if (error != 0) {
-		log_get_stuck(log, is_no_room(error) ? -ENOSPC : error);
-		return;
+	if (is_no_room(error)) {
+		log_no_room(log, false);
+	} else if (error != 0) {
+		log_get_stuck(log, error);
+	} else {
+		log->allocated_bytes = io->offset + io->length;
+		commit_write(log);
 	}
-	log->allocated_bytes = io->offset + io->length;
-	commit_write(log);
 }
 
 static void allocated_ahead(struct disk_io *io, int error)
@@ -669,7 +728,7 @@ static void allocated_ahead(struct disk_io *io, int error)
 	struct log *log = io->context;
 
 	log->allocate_ahead = false;
-	if (error == 0)
+	if (error == 0 && io->disk == last_part(log)->disk)
 		log->allocated_bytes = io->offset + io->length;
 }
 
@@ -679,7 +738,8 @@ static void allocated_ahead(struct disk_io *io, int error)
  */
 static bool allocate_ahead(struct log *log)
 {
-	uint64_t used = bytes_through(log, log->end), limit = store_limit_bytes(log->store);
+	uint64_t used = bytes_through(log, log->end);
+	uint64_t limit = store_part_limit_bytes(log->store, store_last_part(log->store));
 	uint64_t ahead = used / 2, end;
 
 	if (ahead < ALLOCATE_AHEAD_MIN)
@@ -701,13 +761,13 @@ static void zeroed_ahead(struct disk_io *io, int error)
 	struct log *log = io->context;
 
 	log->allocate_ahead = false;
-	if (error == 0)
+	if (error == 0 && io->disk == last_part(log)->disk)
 		log->zeroed_bytes = io->offset + io->length;
-	else
+	else if (error != 0)
 		log->zero_failed = true;
 }
 
-/* Rule 7. What the open batch will take is left out: it would only have to wait. */
+/* Rule 8. What the open batch will take is left out: it would only have to wait. */
 static void zero_ahead(struct log *log)
 {
 	static uint8_t zeroes[ZERO_BYTES] __attribute__((aligned(4096)));
@@ -728,7 +788,7 @@ static void zero_ahead(struct log *log)
 		log->zero_iov[count++] = (struct iovec){ .iov_base = zeroes, .iov_len = bytes };
 	}
 	log->allocate_io = (struct disk_io){
-		.disk = log->store->disk,
+		.disk = last_part(log)->disk,
 		.op = DISK_WRITE,
 		.offset = from,
 		.length = length,
@@ -755,7 +815,7 @@ static void commit_start(struct log *log)
 	uint64_t last = (uint64_t)log->end + log->flying->count - 1, end;
 
 	if (last >= store_capacity_slots(log->store)) {
-		log_get_stuck(log, -ENOSPC);
+		log_no_room(log, false);
 		return;
 	}
 	end = bytes_through(log, last);
@@ -769,6 +829,79 @@ static void commit_start(struct log *log)
 		log->state = LOG_ALLOCATING;
 		allocate_submit(log, end, allocated);
 	}
+}
+
+static void apply_turn(struct superblock *superblock, void *context)
+{
+	const struct log *log = context;
+
+	superblock->parts[log->turn_part - 1].first_area = log->turn_area;
+	superblock->parts[log->turn_part - 1].skipped_slots = log->turn_skipped;
+}
+
+/* Nothing may follow in the old part any more when it is not known what the superblock says. */
+static void turned(struct store_update *update, int error)
+{
+	struct log *log = update->context;
+
+	if (error != 0) {
+		log_get_stuck(log, is_no_room(error) ? -EIO : error);
+		return;
+	}
+	log_notice("store %s: goes on in %s", log->store->path, last_part(log)->path);
+	reset_allocated(log, 0);
+	if (log->turn_skipped > 0) {
+		log->end = log->turn_area * log_geometry(log)->slots_per_area;
+		meta_reset(&log->metas[0], log->turn_area);
+		log->meta_count = 1;
+		log->round_first = 0;
+		log->has_half = false;
+		log->parts_written = 0;
+	}
+	commit_start(log);
+}
+
+/*
+ * The area that the next part begins with: behind the last one that there is room for. After a write that found none,
+ * that is the one in which the log ends, as far as it goes. If the log has turned already, but nothing is durable in the
+ * new part yet, that one begins where it did, and more is skipped before it.
+ */
+static void choose_turn(struct log *log, bool in_write)
+{
+	const struct geometry *geometry = log_geometry(log);
+	uint32_t last = store_last_part(log->store), first = last_part_first_area(log);
+	uint64_t capacity = store_capacity_slots(log->store) / geometry->slots_per_area;
+	uint32_t used = log->end % geometry->slots_per_area, open = log->end / geometry->slots_per_area;
+	uint64_t areas = first;
+
+	if (in_write) {
+		log->turn_part = open < first ? last : last + 1;
+		log->turn_area = open < first ? first : open + (used > 0 ? 1 : 0);
+		log->turn_skipped = log->turn_area * geometry->slots_per_area - log->end;
+		return;
+	}
+	if (log->allocated_bytes != UINT64_MAX)
+		areas += (log->allocated_bytes - geometry_area_offset(geometry, 0)) / geometry_area_bytes(geometry);
+	if (log->allocated_bytes == UINT64_MAX || areas > capacity)
+		areas = capacity;
+	if (areas < open)
+		areas = open;
+	log->turn_part = last + 1;
+	log->turn_area = (uint32_t)areas;
+	log->turn_skipped = 0;
+}
+
+static void log_no_room(struct log *log, bool in_write)
+{
+	choose_turn(log, in_write);
+	if (log->turn_part == store_part_count(log->store) ||
+	    (uint64_t)log->turn_area * log_geometry(log)->slots_per_area >= SLOT_INDEX_MAX) {
+		log_get_stuck(log, -ENOSPC);
+		return;
+	}
+	log->state = LOG_TURNING;
+	log->turn = (struct store_update){ .apply = apply_turn, .done = turned, .context = log };
+	store_update_start(log->store, &log->turn);
 }
 
 void log_push(struct log *log)
@@ -785,7 +918,7 @@ void log_push(struct log *log)
 	log->open = log->flying;
 	log->flying = batch;
 	log->started_ns = disk_host_monotonic_ns(log->store->host);
-	log->failed_before = log->store->barriers_failed;
+	log->failed_before = store_barriers_failed(log->store);
 	log->round_first = 0;
 	log->rounds = 0;
 	log->voids = 0;
@@ -833,12 +966,8 @@ static void settle_finish(struct log *log, int error)
 	settle->done(settle, error);
 }
 
-static void settle_flushed(struct disk_io *io, int error)
+static void settle_flushed(struct log *log, int error)
 {
-	struct log *log = io->context;
-
-	log->ops->counters->barriers++;
-	error = store_barrier_result(log->store, log->failed_before, error);
 	if (error != 0) {
 		error = is_no_room(error) ? -EIO : error;
 		log->error = error;
@@ -859,8 +988,10 @@ static void settle_written(struct disk_io *io, int error)
 		log->io_error = error;
 	if (--log->ios_pending > 0)
 		return;
-	if (log->io_error != 0) {
-		log->error = is_no_room(log->io_error) ? -EIO : log->io_error;
+	if (is_no_room(log->io_error)) {
+		settle_finish(log, -ENOSPC); /* what is relied upon is as it was */
+	} else if (log->io_error != 0) {
+		log->error = log->io_error;
 		settle_finish(log, log->error);
 	} else {
 		flush_submit(log, LOG_SETTLING_FLUSH, settle_flushed);
@@ -890,7 +1021,7 @@ void log_settle_start(struct log *log, struct log_settle *settle)
 	assert(log->state == LOG_IDLE && log->open->count == 0 && log->error == 0 && log->settle == NULL);
 	log->settle = settle;
 	log->state = LOG_SETTLING;
-	log->failed_before = log->store->barriers_failed;
+	log->failed_before = store_barriers_failed(log->store);
 	io_begin(log);
 	if (log->has_half)
 		settle_area(log, &log->half, geometry->slots_per_area);

@@ -4,7 +4,8 @@
  *
  * Who appends hands over items (what is to be recorded) and a ticket (whom to tell). Items gather in the open batch;
  * log_push(), once a turn, makes a commit of it if none is under way. When the commit is durable the exception map is set
- * and the tickets' done(0) is called.
+ * and the tickets' done(0) is called. Where there is no room for one, the log goes on in the store's next part, if one
+ * stands by.
  */
 #ifndef CORE_LOG_H
 #define CORE_LOG_H
@@ -90,7 +91,7 @@ void log_fail(struct log *log, int error);
 
 /*
  * Writes the second metadata copy of what has only one, with the present durable mark; then a barrier. When idle only.
- * done() gets 0 or the error, after which the log takes no more if it was the barrier that failed.
+ * done() gets 0 or the error, after which the log takes no more; but -ENOSPC leaves everything as it was.
  */
 struct log_settle {
 	void (*done)(struct log_settle *settle, int error);

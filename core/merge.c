@@ -137,11 +137,12 @@ static int tidy(const struct merge *merge)
 
 /* ---- looking ---- */
 
-static int open_chain(struct merge *merge)
+static int open_chain(struct merge *merge, bool tidied)
 {
 	const struct offline_options options = {
 		.state_directory = merge->options->state_directory,
 		.accept_origin = merge->options->accept_origin,
+		.tidied = tidied,
 		.merging = true,
 		.writable = !merge->options->dry_run,
 	};
@@ -168,7 +169,7 @@ static int refuse_dropping(const struct merge *merge)
 
 static int open_tidy_chain(struct merge *merge)
 {
-	int error = open_chain(merge);
+	int error = open_chain(merge, false);
 
 	if (error == 0)
 		error = refuse_dropping(merge);
@@ -178,7 +179,7 @@ static int open_tidy_chain(struct merge *merge)
 	merge->offline = NULL;
 	error = tidy(merge);
 	if (error == 0)
-		error = open_chain(merge);
+		error = open_chain(merge, true);
 	return error;
 }
 
@@ -506,12 +507,8 @@ static int remember_stores(const struct volume *volume, struct record *record)
 {
 	int error = 0;
 
-	for (size_t i = 0; i < volume->chain_count && error == 0; i++) {
-		const struct store *store = volume->chain[i]->store;
-
-		error = record_add(record, &store->superblock.store_uuid, store->superblock.name, store->path,
-				   store->superblock.created_ns);
-	}
+	for (size_t i = 0; i < volume->chain_count && error == 0; i++)
+		error = record_add_store(record, volume->chain[i]->store);
 	return error;
 }
 
@@ -659,6 +656,8 @@ static int wipe_newer(const struct merge *merge)
 		struct store *store = store_at(merge, i);
 		int error = store_wipe_wait(store);
 
+		if (error == 0)
+			error = store->part_error;
 		if (error != 0) {
 			complaint_set(merge->complaint, store->path,
 				      "cannot be wiped: %s (the origin is put back; the next start with this store wipes it)",

@@ -50,6 +50,7 @@ int offline_open(struct disk_host *host, const char *origin_path, const char *co
 		.name = "offline",
 		.accept_origin = options->accept_origin,
 		.skip_wiped = options->merging,
+		.skip_empty = options->tidied,
 		.state_directory = options->state_directory,
 	};
 	struct opening *opening = calloc(1, sizeof(*opening));

@@ -15,6 +15,7 @@
 struct offline_options {
 	const char *state_directory;
 	bool accept_origin;
+	bool tidied;   /* a start has just mended what there was to mend: stores that are empty by now are left out */
 	bool merging;  /* a merge may have begun, and wiped stores are left out: for core/merge.c */
 	bool writable; /* the disks are opened for writing, ours alone; else beside other readers, but no writer */
 };

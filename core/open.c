@@ -15,23 +15,6 @@
 
 /* ---- mending ---- */
 
-static void apply_unborn(struct superblock *superblock, void *context)
-{
-	(void)context;
-	*superblock = (struct superblock){
-		.compat = superblock->compat,
-		.ro_compat = superblock->ro_compat,
-		.incompat = superblock->incompat,
-		.generation = superblock->generation,
-		.store_uuid = superblock->store_uuid,
-		.role = ROLE_SNAPSHOT,
-		.state = STATE_EMPTY,
-		.geometry = superblock->geometry,
-		.limit_bytes = superblock->limit_bytes,
-		.clean = true,
-	};
-}
-
 static int mend_outsider(struct opening *opening, const struct chain_entry *entry)
 {
 	struct store *store = entry->context;
@@ -48,7 +31,7 @@ static int mend_outsider(struct opening *opening, const struct chain_entry *entr
 	case CHAIN_UNBORN:
 		log_notice("store %s: the creation of snapshot %s was not finished: the store is empty again", store->path,
 			   store->superblock.name);
-		error = store_update_wait(store, apply_unborn, NULL);
+		error = store_update_wait(store, superblock_make_empty, NULL);
 		break;
 	case CHAIN_MEMBER:
 	default:
@@ -76,7 +59,7 @@ static int flush_stores(struct opening *opening)
 	int error = 0;
 
 	for (size_t i = 0; i < opening->store_count && error == 0; i++) {
-		error = disk_flush_wait(opening->volume->host, opening->stores[i]->disk);
+		error = store_flush_wait(opening->stores[i]);
 		if (error != 0)
 			complaint_set(opening->complaint, opening->stores[i]->path, "cannot be flushed: %s",
 				      strerror(-error));
@@ -111,6 +94,44 @@ static int take_marks_back(struct opening *opening)
 	return error;
 }
 
+static int mend_copies(struct opening *opening, struct store *store)
+{
+	int error = 0;
+
+	for (uint32_t i = 0; i < store_part_count(store) && error == 0; i++) {
+		struct store *part = store_part(store, i);
+
+		if (part->degraded || part->uneven)
+			error = store_update_wait(part, apply_as_it_is, NULL);
+		if (error != 0)
+			complaint_set(opening->complaint, part->path, "cannot be written: %s", strerror(-error));
+	}
+	return error;
+}
+
+/* Parts that no store has: of one that is gone, or to which they were never joined. */
+static int mend_loose_parts(struct opening *opening)
+{
+	int error = 0;
+
+	for (size_t i = 0; i < opening->loose_count && error == 0; i++) {
+		struct store *part = opening->loose[i].part;
+
+		log_notice(opening->loose[i].left_over ?
+				   "store %s: snapshot %s, to whose store it was joined, was dropped: it is wiped now" :
+				   "store %s: it was not joined to the store of snapshot %s in the end: it is empty again",
+			   part->path, part->superblock.name);
+		error = disk_flush_wait(part->host, part->disk);
+		if (error == 0 && opening->loose[i].left_over)
+			error = store_wipe_wait(part);
+		else if (error == 0)
+			error = store_update_wait(part, superblock_make_empty, NULL);
+		if (error != 0)
+			complaint_set(opening->complaint, part->path, "cannot be written: %s", strerror(-error));
+	}
+	return error;
+}
+
 static int mend(struct opening *opening)
 {
 	int error = flush_stores(opening);
@@ -118,14 +139,10 @@ static int mend(struct opening *opening)
 	if (error == 0)
 		error = take_marks_back(opening);
 
-	for (size_t i = 0; i < opening->verdict.count && error == 0; i++) {
-		struct store *store = opening->entries[i].context;
-
-		if (store->degraded || store->uneven)
-			error = store_update_wait(store, apply_as_it_is, NULL);
-		if (error != 0)
-			complaint_set(opening->complaint, store->path, "cannot be written: %s", strerror(-error));
-	}
+	for (size_t i = 0; i < opening->verdict.count && error == 0; i++)
+		error = mend_copies(opening, opening->entries[i].context);
+	if (error == 0)
+		error = mend_loose_parts(opening);
 	for (size_t i = opening->verdict.count; i < opening->store_count && error == 0; i++)
 		error = mend_outsider(opening, &opening->entries[i]);
 	for (size_t i = 1; i < opening->verdict.count && error == 0; i++) {
@@ -217,6 +234,22 @@ static int begin_run(struct opening *opening)
 
 /* ---- the record ---- */
 
+/* Whether the store that it was to be joined to is here, and does not name it. */
+static bool is_no_part(const struct volume *volume, const struct record_part *part)
+{
+	for (size_t i = 0; i < volume->chain_count; i++) {
+		const struct superblock *superblock = &volume->chain[i]->store->superblock;
+
+		if (!uuid_equal(&superblock->store_uuid, &part->main_uuid))
+			continue;
+		for (uint32_t at = 0; at < superblock->part_count; at++)
+			if (uuid_equal(&superblock->parts[at].uuid, &part->uuid))
+				return false;
+		return true;
+	}
+	return false;
+}
+
 /* What the record knows and the chain does not have stays only if it may be older than all that is here. */
 static void prune_record(const struct volume *volume, struct record *record)
 {
@@ -234,6 +267,9 @@ static void prune_record(const struct volume *volume, struct record *record)
 		else
 			record_remove(record, &uuid);
 	}
+	for (size_t i = record->part_count; i-- > 0;)
+		if (is_no_part(volume, &record->parts[i]))
+			record_remove_part(record, &record->parts[i].uuid);
 }
 
 static int update_record(struct opening *opening)
@@ -254,12 +290,8 @@ static int update_record(struct opening *opening)
 	record_disown(record);
 	memset(&record->merging_uuid, 0, sizeof(record->merging_uuid)); /* the chain has been asked, and knows */
 	prune_record(volume, record);
-	for (size_t i = 0; i < volume->chain_count && error == 0; i++) {
-		const struct store *store = volume->chain[i]->store;
-
-		error = record_add(record, &store->superblock.store_uuid, store->superblock.name, store->path,
-				   store->superblock.created_ns);
-	}
+	for (size_t i = 0; i < volume->chain_count && error == 0; i++)
+		error = record_add_store(record, volume->chain[i]->store);
 	if (error == 0)
 		record_save_or_warn(volume);
 	return error;

@@ -78,7 +78,7 @@ static int open_origin(struct opening *opening, const char *path)
 	volume->origin_path = strdup(path);
 	if (volume->origin_path == NULL)
 		return -ENOMEM;
-	error = disk_open(volume->host, path, open_flags(opening, path), &volume->origin);
+	error = disk_open(volume->host, path, open_flags(opening, path) | DISK_OPEN_FIXED, &volume->origin);
 	if (error != 0)
 		return refuse_open(opening, path, error);
 	error = refuse_rival(opening, path);
@@ -147,6 +147,10 @@ static int open_store(struct opening *opening, const char *path)
 	const char *why = NULL;
 	int error = check_same_file(opening, path);
 
+	if (error == 0 && opening->store_count == OPENING_STORES_MAX) {
+		complaint_set(opening->complaint, path, "is one store too many: 512 is the most");
+		error = -E2BIG;
+	}
 	if (error != 0)
 		return error;
 	error = store_open(opening->volume->host, path, open_flags(opening, path), &store);
@@ -164,6 +168,11 @@ static int open_store(struct opening *opening, const char *path)
 		store_close(store);
 		return 0;
 	}
+	if (error == 0 && opening->options->skip_empty && !opening->from_record && store->superblock.state == STATE_EMPTY) {
+		opening->store_count--;
+		store_close(store);
+		return 0;
+	}
 	if (error != 0)
 		complaint_set(opening->complaint, path, "%s", store_load_text(error, why));
 	else if (!opening->read_only && (store->superblock.ro_compat & ~FEATURES_RO_COMPAT) != 0)
@@ -171,6 +180,17 @@ static int open_store(struct opening *opening, const char *path)
 	else if (store->degraded)
 		log_warning("store %s: one copy of its superblock is damaged, the other is used", path);
 	return error == 0 && opening->complaint->why[0] != '\0' ? -EPROTONOSUPPORT : error;
+}
+
+static bool is_wanted_part(const struct opening *opening, const uuid128_t *main_uuid)
+{
+	for (size_t i = 0; i < opening->store_count; i++)
+		if (uuid_equal(&opening->stores[i]->superblock.store_uuid, main_uuid))
+			return true;
+	for (size_t i = 0; i < opening->wiped_count; i++)
+		if (uuid_equal(&opening->wiped[i], main_uuid))
+			return true;
+	return false;
 }
 
 /* Whether what lies at a recorded path is something else by now (wiped, or made a store anew): then it is closed again. */
@@ -187,8 +207,40 @@ static bool is_another(struct opening *opening, const struct record_store *recor
 	opening->complaint->what[0] = '\0';
 	opening->complaint->why[0] = '\0';
 	opening->store_count--;
+	/* Its parts are wiped for that, so it must stay: what was read may be in a cache only. */
+	if (error == -ENODATA && opening->wiped_count < CHAIN_STORES_MAX &&
+	    (opening->read_only || disk_flush_wait(store->host, store->disk) == 0))
+		opening->wiped[opening->wiped_count++] = recorded->uuid;
 	store_close(store);
 	return true;
+}
+
+/* The record's parts of stores that are there, or were wiped; what is not there is found missing when they are joined. */
+static int open_recorded_parts(struct opening *opening)
+{
+	const struct record *record = opening->volume->record;
+	int error = 0;
+
+	for (size_t i = 0; i < record->part_count && error == 0; i++) {
+		const struct record_part *part = &record->parts[i];
+		const struct record_store *main = record_store_find(record, &part->main_uuid);
+		struct record_store recorded = { .uuid = part->uuid };
+		struct disk *disk;
+
+		if (main == NULL || !is_wanted_part(opening, &part->main_uuid))
+			continue;
+		if (disk_open(opening->volume->host, part->path, DISK_OPEN_READ_ONLY, &disk) != 0)
+			continue;
+		disk_close(disk);
+		(void)snprintf(recorded.path, sizeof(recorded.path), "%s", part->path);
+		memcpy(recorded.name, main->name, sizeof(recorded.name));
+		error = open_store(opening, part->path);
+		if (is_another(opening, &recorded, error))
+			error = 0;
+		else if (error == 0 && opening->stores[opening->store_count - 1]->superblock.role != ROLE_PART)
+			store_close(opening->stores[--opening->store_count]); /* it was not joined in the end */
+	}
+	return error;
 }
 
 /* With none of its stores here, only the record knows. A merge that has ended but for that is known by its stores. */
@@ -214,13 +266,14 @@ static int open_recorded(struct opening *opening)
 {
 	const struct record *record = opening->volume->record;
 	size_t missing = 0, wiped = 0;
+	int error;
 
 	opening->from_record = true;
 	for (size_t i = 0; i < record->store_count; i++) {
 		const struct record_store *recorded = &record->stores[i];
 		struct disk *disk;
-		int error = disk_open(opening->volume->host, recorded->path, DISK_OPEN_READ_ONLY, &disk);
 
+		error = disk_open(opening->volume->host, recorded->path, DISK_OPEN_READ_ONLY, &disk);
 		if (error == -ENOENT || error == -ENXIO) {
 			log_notice("store %s of snapshot %s is not there", recorded->path, recorded->name);
 			missing++;
@@ -238,6 +291,9 @@ static int open_recorded(struct opening *opening)
 			return error;
 		log_notice("using store %s of snapshot %s, as last time", recorded->path, recorded->name);
 	}
+	error = open_recorded_parts(opening);
+	if (error != 0)
+		return error;
 	/* A drop of the only one that was cut short behind its wipe leaves a record of a wiped store. */
 	if (missing == 0 || missing < record->store_count || wiped == record->store_count)
 		return 0;
@@ -316,13 +372,112 @@ static int open_stores(struct opening *opening, const char *const *paths, size_t
 			error = opening->offline ? refuse_storeless(opening) : 0;
 		return error;
 	}
-	if (count > CHAIN_STORES_MAX) {
-		complaint_set(opening->complaint, paths[CHAIN_STORES_MAX], "is one store too many: 256 is the most");
+	if (count > OPENING_STORES_MAX) {
+		complaint_set(opening->complaint, paths[OPENING_STORES_MAX], "is one store too many: 512 is the most");
 		return -E2BIG;
 	}
 	for (size_t i = 0; i < count && error == 0; i++)
 		error = open_store(opening, paths[i]);
-	return error == 0 ? check_known_volume(opening) : error;
+	return error;
+}
+
+/* ---- parts ---- */
+
+/* Where it was seen last, if the record knows. */
+static void name_missing_part(struct opening *opening, const struct store *main, uint32_t index)
+{
+	const uuid128_t *uuid = &main->superblock.parts[index - 1].uuid;
+	const struct record_part *part = NULL;
+	char text[UUID_TEXT_BYTES];
+
+	if (opening->volume->record != NULL)
+		part = record_part_find(opening->volume->record, uuid);
+	if (part == NULL && opening_find_record(opening, &main->superblock.volume_uuid) == 0)
+		part = record_part_find(opening->volume->record, uuid);
+	if (part == NULL)
+		return;
+	uuid_text(uuid, text);
+	complaint_set(opening->complaint, main->path, "lies in %u stores and needs part %u, last seen at %s (%s)",
+		      store_part_count(main), index, part->path, text);
+}
+
+/* Parts go to their stores; `stores` has the stores only then, and `loose` the parts that are none's. */
+static int join_parts(struct opening *opening)
+{
+	struct store *main = NULL;
+	uint32_t part = 0;
+	size_t count = 0;
+	char text[STORE_TEXT_BYTES];
+	int error = stores_join(opening->stores, opening->store_count, &main, &part);
+
+	for (size_t i = 0; i < opening->store_count; i++) {
+		struct store *store = opening->stores[i];
+
+		if (store != NULL && store->superblock.role == ROLE_PART)
+			opening->loose[opening->loose_count++].part = store;
+		else if (store != NULL)
+			opening->stores[count++] = store;
+	}
+	opening->store_count = count;
+	if (error != 0) {
+		stores_join_text(error, main, part, text);
+		complaint_set(opening->complaint, main->path, "%s", text);
+		if (error == -ENOENT)
+			name_missing_part(opening, main, part);
+		return error;
+	}
+	if (count <= CHAIN_STORES_MAX)
+		return count > 0 && !opening->from_record ? check_known_volume(opening) : 0;
+	complaint_set(opening->complaint, opening->stores[CHAIN_STORES_MAX]->path,
+		      "is one store too many: 256 is the most");
+	return -E2BIG;
+}
+
+static bool is_store_given(const struct opening *opening, const uuid128_t *uuid)
+{
+	for (size_t i = 0; i < opening->store_count; i++)
+		if (uuid_equal(&opening->stores[i]->superblock.store_uuid, uuid))
+			return true;
+	return false;
+}
+
+/*
+ * Whether the store that a part belongs to is known to be gone: the chain is whole from its oldest to its newest, and that
+ * store is not in it, nor among those older ones that are absent; or the record says where it was, and it was wiped.
+ */
+static bool is_store_gone(const struct opening *opening, const struct superblock *part)
+{
+	const struct chain_verdict *verdict = &opening->verdict;
+	const struct superblock *oldest;
+
+	for (size_t i = 0; i < opening->wiped_count; i++)
+		if (uuid_equal(&opening->wiped[i], &part->main_uuid))
+			return true;
+	if (verdict->count == 0)
+		return false;
+	oldest = opening->entries[0].superblock;
+	return uuid_equal(&oldest->volume_uuid, &part->volume_uuid) &&
+	       (uuid_is_nil(&verdict->absent_older) || part->sequence > oldest->sequence);
+}
+
+static int judge_loose_parts(struct opening *opening)
+{
+	for (size_t i = 0; i < opening->loose_count; i++) {
+		const struct store *part = opening->loose[i].part;
+		char uuid[UUID_TEXT_BYTES];
+
+		if (is_store_given(opening, &part->superblock.main_uuid))
+			continue;
+		opening->loose[i].left_over = is_store_gone(opening, &part->superblock);
+		if (opening->loose[i].left_over)
+			continue;
+		uuid_text(&part->superblock.main_uuid, uuid);
+		complaint_set(opening->complaint, part->path,
+			      "is part %u of the store of snapshot %s, %s, which was not given", part->superblock.part_index,
+			      part->superblock.name, uuid);
+		return -EINVAL;
+	}
+	return 0;
 }
 
 /* ---- the chain ---- */
@@ -543,7 +698,11 @@ int opening_read(struct opening *opening, const char *origin_path, const char *c
 	if (error == 0)
 		error = open_stores(opening, store_paths, store_count);
 	if (error == 0)
+		error = join_parts(opening);
+	if (error == 0)
 		error = order_chain(opening);
+	if (error == 0)
+		error = judge_loose_parts(opening);
 	return error == 0 ? recover_chain(opening) : error;
 }
 
@@ -551,14 +710,18 @@ bool opening_is_untidy(const struct opening *opening)
 {
 	const struct chain_verdict *verdict = &opening->verdict;
 
-	if (verdict->count != opening->store_count || verdict->reopen_newest || verdict->fold_pending)
+	if (verdict->count != opening->store_count || verdict->reopen_newest || verdict->fold_pending ||
+	    opening->loose_count > 0)
 		return true;
 	for (size_t i = 0; i < verdict->count; i++) {
 		const struct store *store = opening->entries[i].context;
 		const struct superblock *superblock = &store->superblock;
 
-		if (store->degraded || store->uneven || !superblock->clean)
+		if (!superblock->clean)
 			return true;
+		for (uint32_t part = 0; part < store_part_count(store); part++)
+			if (store_part(store, part)->degraded || store_part(store, part)->uneven)
+				return true;
 		if (superblock->state == STATE_MERGING && !verdict->merging)
 			return true;
 		if (i > 0 && !uuid_equal(&superblock->predecessor_uuid,
@@ -621,4 +784,6 @@ void opening_end(struct opening *opening)
 {
 	for (size_t i = 0; i < opening->store_count; i++)
 		store_close(opening->stores[i]);
+	for (size_t i = 0; i < opening->loose_count; i++)
+		store_close(opening->loose[i].part);
 }

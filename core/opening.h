@@ -9,6 +9,8 @@
 
 #include "core/engine.h"
 
+#define OPENING_STORES_MAX ((size_t)CHAIN_STORES_MAX * 2)
+
 struct opening {
 	/* The caller's. */
 	struct volume *volume; /* from volume_create() */
@@ -18,9 +20,15 @@ struct opening {
 	bool offline;   /* recovery is in memory only; no store given or remembered is an error */
 	bool merging;   /* the origin may be half merged: for who goes on with that */
 
-	/* What was found. Of `stores` NULL are those that the chain has taken over. */
-	struct store *stores[CHAIN_STORES_MAX];
+	/* What was found. Of `stores` NULL are those that the chain has taken over. They have their parts. */
+	struct store *stores[OPENING_STORES_MAX];
 	size_t store_count;
+	/* Parts that none of them has. */
+	struct loose_part {
+		struct store *part;
+		bool left_over; /* its store is gone; else it was not joined in the end */
+	} loose[OPENING_STORES_MAX];
+	size_t loose_count;
 	struct chain_entry entries[CHAIN_STORES_MAX]; /* context: the struct store */
 	struct chain_verdict verdict;
 
@@ -28,6 +36,8 @@ struct opening {
 	bool matched[FINGERPRINT_SECTORS]; /* the origin has there what the stores accept */
 	bool from_record;
 	bool origin_changed;
+	uuid128_t wiped[CHAIN_STORES_MAX]; /* stores of the record that are not there any more, at their path */
+	size_t wiped_count;
 };
 
 /*

@@ -37,6 +37,16 @@ void volume_snapshot(struct volume *volume, struct operation *operation, const c
 	enqueue(volume, operation);
 }
 
+void volume_extend(struct volume *volume, struct operation *operation, const char *name, const char *store_path,
+		   uint64_t size_bytes)
+{
+	operation->kind = OPERATION_EXTEND;
+	(void)snprintf(operation->name, sizeof(operation->name), "%s", name);
+	operation->store_path = store_path == NULL ? NULL : strdup(store_path);
+	operation->size_bytes = store_path == NULL ? size_bytes : 0;
+	enqueue(volume, operation);
+}
+
 void volume_drop(struct volume *volume, struct operation *operation, const char *name, bool forget_older)
 {
 	operation->kind = OPERATION_DROP;
@@ -64,6 +74,7 @@ static bool can_start(struct volume *volume, const struct operation *operation)
 		return !fold_bars_creation(volume) && write_back_barrier(volume);
 	case OPERATION_DROP:
 		return drop_can_start(volume, operation);
+	case OPERATION_EXTEND:
 	case OPERATION_STOP:
 		return true;
 	}
@@ -88,6 +99,9 @@ static void start(struct volume *volume, struct operation *operation)
 	switch (operation->kind) {
 	case OPERATION_CREATE:
 		create_start(volume, operation);
+		return;
+	case OPERATION_EXTEND:
+		extend_start(volume, operation);
 		return;
 	case OPERATION_DROP:
 		drop_start(volume, operation);
@@ -139,6 +153,20 @@ void operation_end(struct volume *volume, int error)
 	operation->done(operation, error);
 }
 
+/* Who holds it is for the asker to find out: looking around in the system here may lead into our own exports. */
+void operation_complain_open(struct volume *volume, int error)
+{
+	struct complaint *complaint = &volume->operation->complaint;
+	const char *path = volume->operation->store_path;
+
+	if (error == -EBUSY)
+		complaint_set(complaint, path, "is in use by this volume already, or by another process");
+	else if (error == -ENOTBLK)
+		complaint_set(complaint, path, "is neither a block device nor a regular file");
+	else
+		complaint_set(complaint, path, "%s", strerror(-error));
+}
+
 void operation_flush_origin(struct volume *volume, void (*done)(struct disk_io *io, int error))
 {
 	volume->operation_io = (struct disk_io){
@@ -169,11 +197,36 @@ void record_save_or_warn(struct volume *volume)
 		warn_of_record(volume, error);
 }
 
+/* The record is read from anywhere. An absolute path stays as it is: it may be a name that outlives what it leads to. */
+static char *recorded_path(const struct store *store)
+{
+	char *path = store->path[0] == '/' ? NULL : realpath(store->path, NULL);
+
+	return path != NULL ? path : strdup(store->path);
+}
+
+int record_add_store(struct record *record, const struct store *store)
+{
+	const struct superblock *superblock = &store->superblock;
+	int error = 0;
+
+	for (uint32_t i = 0; i < store_part_count(store) && error == 0; i++) {
+		char *path = recorded_path(store_part(store, i));
+
+		if (path == NULL)
+			error = -ENOMEM;
+		else if (i == 0)
+			error = record_add(record, &superblock->store_uuid, superblock->name, path, superblock->created_ns);
+		else
+			error = record_add_part(record, &superblock->store_uuid, &superblock->parts[i - 1].uuid, path);
+		free(path);
+	}
+	return error;
+}
+
 void record_remember(struct volume *volume, const struct snapshot *snapshot)
 {
-	const struct superblock *superblock = &snapshot->store->superblock;
-	int error = record_add(volume->record, &superblock->store_uuid, superblock->name, snapshot->store->path,
-			       superblock->created_ns);
+	int error = record_add_store(volume->record, snapshot->store);
 
 	if (error == 0)
 		record_save_or_warn(volume);

@@ -47,6 +47,7 @@ static void origin_read_done(struct disk_io *io, int error)
 	struct volume *volume = origin_volume(request);
 	uint64_t skip = request->cursor % volume->sector_bytes;
 
+	origin_answered(volume, io, error);
 	if (error == 0 && request->bounce != NULL)
 		memcpy(request->buffer + (request->cursor - request->offset), (uint8_t *)request->bounce + skip,
 		       (size_t)(request->piece_end - request->cursor));
@@ -256,6 +257,7 @@ static void segment_origin_done(struct disk_io *io, int error)
 	size_t index = chain_index(volume, segment->request);
 	uint64_t seen = 0;
 
+	origin_answered(volume, io, error);
 	while (seen < segment->count && error != -EAGAIN) {
 		struct placement at = chain_find(volume, index, segment->first + seen, segment->count - seen);
 
@@ -304,13 +306,13 @@ static void segment_slots(struct segment *segment, const struct placement *at, u
 	slot_read_start(&segment->slots);
 }
 
-static void report_unreadable(const struct volume *volume, const struct request *request, block_t block,
+static void report_unreadable(struct volume *volume, const struct request *request, block_t block,
 			      const struct placement *at)
 {
-	log_warning("volume %s: snapshot %s: block %llu %s", volume->name, request->export->name,
-		    (unsigned long long)block,
-		    at->place == PLACE_LOST ? "was unreadable when it was to be preserved: it is lost" :
-					      "is not preserved, and the chain is broken: its old content is gone");
+	trouble_tell(&volume->read_trouble, volume->host, "volume %s: snapshot %s: block %llu %s", volume->name,
+		     request->export->name, (unsigned long long)block,
+		     at->place == PLACE_LOST ? "was unreadable when it was to be preserved: it is lost" :
+					       "is not preserved, and the chain is broken: its old content is gone");
 }
 
 /*

@@ -58,6 +58,31 @@ static int parse_store(struct record *record, struct json_object *object)
 	return error;
 }
 
+static int parse_part(struct record *record, struct json_object *object)
+{
+	const char *uuid = text_of(object, "uuid"), *main = text_of(object, "store"), *path = text_of(object, "path");
+	uuid128_t id, main_id;
+
+	if (uuid == NULL || main == NULL || path == NULL || uuid_parse_text(uuid, &id) != 0 ||
+	    uuid_parse_text(main, &main_id) != 0 || record_store_find(record, &main_id) == NULL)
+		return -EINVAL;
+	return record_add_part(record, &main_id, &id, path);
+}
+
+static int parse_parts(struct record *record, struct json_object *object)
+{
+	struct json_object *parts;
+	int error = 0;
+
+	if (!json_object_object_get_ex(object, "parts", &parts))
+		return 0;
+	if (!json_object_is_type(parts, json_type_array) || json_object_array_length(parts) > RECORD_PARTS_MAX)
+		return -EINVAL;
+	for (size_t i = 0; i < json_object_array_length(parts) && error == 0; i++)
+		error = parse_part(record, json_object_array_get_idx(parts, i));
+	return error;
+}
+
 static int parse(struct json_object *object, const char *directory, struct record **out)
 {
 	const char *uuid = text_of(object, "uuid"), *origin = text_of(object, "origin");
@@ -78,6 +103,8 @@ static int parse(struct json_object *object, const char *directory, struct recor
 		error = merging == NULL ? -EINVAL : uuid_parse_text(merging, &record->merging_uuid);
 	for (size_t i = 0; i < json_object_array_length(stores) && error == 0; i++)
 		error = parse_store(record, json_object_array_get_idx(stores, i));
+	if (error == 0)
+		error = parse_parts(record, object);
 	if (error != 0)
 		record_destroy(record);
 	else
@@ -165,6 +192,24 @@ static void add_text(struct json_object *object, const char *key, const char *te
 	json_object_object_add(object, key, json_object_new_string(text));
 }
 
+static struct json_object *parts_json(const struct record *record)
+{
+	struct json_object *parts = json_object_new_array();
+	char uuid[UUID_TEXT_BYTES];
+
+	for (size_t i = 0; i < record->part_count; i++) {
+		struct json_object *one = json_object_new_object();
+
+		uuid_text(&record->parts[i].uuid, uuid);
+		add_text(one, "uuid", uuid);
+		uuid_text(&record->parts[i].main_uuid, uuid);
+		add_text(one, "store", uuid);
+		add_text(one, "path", record->parts[i].path);
+		json_object_array_add(parts, one);
+	}
+	return parts;
+}
+
 static struct json_object *to_json(const struct record *record)
 {
 	struct json_object *object = json_object_new_object(), *stores = json_object_new_array();
@@ -193,6 +238,8 @@ static struct json_object *to_json(const struct record *record)
 		json_object_array_add(stores, one);
 	}
 	json_object_object_add(object, "stores", stores);
+	if (record->part_count > 0)
+		json_object_object_add(object, "parts", parts_json(record));
 	return object;
 }
 

@@ -27,6 +27,9 @@ void record_destroy(struct record *record)
 {
 	if (record == NULL)
 		return;
+	while (record->part_count > 0)
+		free(record->parts[--record->part_count].path);
+	free(record->parts);
 	free(record->stores);
 	free(record->origin_path);
 	free(record->directory);
@@ -78,6 +81,55 @@ int record_add(struct record *record, const uuid128_t *uuid, const char *name, c
 	return 0;
 }
 
+struct record_part *record_part_find(const struct record *record, const uuid128_t *uuid)
+{
+	for (size_t i = 0; i < record->part_count; i++)
+		if (uuid_equal(&record->parts[i].uuid, uuid))
+			return &record->parts[i];
+	return NULL;
+}
+
+static void remove_part(struct record *record, size_t at)
+{
+	free(record->parts[at].path);
+	record->part_count--;
+	memmove(&record->parts[at], &record->parts[at + 1], (record->part_count - at) * sizeof(*record->parts));
+}
+
+void record_remove_part(struct record *record, const uuid128_t *uuid)
+{
+	const struct record_part *part = record_part_find(record, uuid);
+
+	if (part != NULL)
+		remove_part(record, (size_t)(part - record->parts));
+}
+
+int record_add_part(struct record *record, const uuid128_t *main_uuid, const uuid128_t *uuid, const char *path)
+{
+	struct record_part *part;
+
+	if (strlen(path) >= PATH_MAX)
+		return -ENAMETOOLONG;
+	record_remove_part(record, uuid);
+	if (record->part_count == RECORD_PARTS_MAX)
+		return -E2BIG;
+	if (record->part_count == record->part_size) {
+		size_t size = record->part_size == 0 ? 8 : record->part_size * 2;
+		struct record_part *parts = reallocarray(record->parts, size, sizeof(*parts));
+
+		if (parts == NULL)
+			return -ENOMEM;
+		record->parts = parts;
+		record->part_size = size;
+	}
+	part = &record->parts[record->part_count];
+	*part = (struct record_part){ *uuid, *main_uuid, strdup(path) };
+	if (part->path == NULL)
+		return -ENOMEM;
+	record->part_count++;
+	return 0;
+}
+
 int record_set_origin(struct record *record, const char *path)
 {
 	char *copy = strdup(path);
@@ -94,6 +146,9 @@ void record_remove(struct record *record, const uuid128_t *uuid)
 	struct record_store *store = record_store_find(record, uuid);
 	size_t at;
 
+	for (size_t i = record->part_count; i-- > 0;)
+		if (uuid_equal(&record->parts[i].main_uuid, uuid))
+			remove_part(record, i);
 	if (store == NULL)
 		return;
 	at = (size_t)(store - record->stores);

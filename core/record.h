@@ -22,12 +22,22 @@ struct record_store {
 
 #define RECORD_STORES_MAX 1024u
 
+/* A store that is joined to another. */
+struct record_part {
+	uuid128_t uuid, main_uuid;
+	char *path;
+};
+
+#define RECORD_PARTS_MAX ((size_t)RECORD_STORES_MAX * (STORE_PARTS_MAX - 1))
+
 struct record {
 	uuid128_t volume_uuid;
 	char *origin_path;
 	uuid128_t merging_uuid; /* the target's store, while a merge is under way; else nil */
 	struct record_store *stores; /* oldest first */
 	size_t store_count, store_size;
+	struct record_part *parts;
+	size_t part_count, part_size;
 	char *directory;
 };
 
@@ -50,7 +60,12 @@ void record_destroy(struct record *record);
 __attribute__((warn_unused_result)) int record_add(struct record *record, const uuid128_t *uuid, const char *name,
 						   const char *path, uint64_t created_ns);
 __attribute__((warn_unused_result)) int record_set_origin(struct record *record, const char *path);
-void record_remove(struct record *record, const uuid128_t *uuid);
+/* Of a store of the record. */
+__attribute__((warn_unused_result)) int record_add_part(struct record *record, const uuid128_t *main_uuid,
+							const uuid128_t *uuid, const char *path);
+struct record_part *record_part_find(const struct record *record, const uuid128_t *uuid);
+void record_remove(struct record *record, const uuid128_t *uuid); /* and its parts */
+void record_remove_part(struct record *record, const uuid128_t *uuid);
 struct record_store *record_store_find(const struct record *record, const uuid128_t *uuid);
 
 /* Writes it, durably: a new file renamed over the old one. 0 or a negative errno. Blocks. */

@@ -76,15 +76,16 @@ static void meta_read(struct scan *scan, struct chunk *chunk, uint32_t at, unsig
 	struct area_scan *area = &chunk->areas[at];
 	struct meta_read *read = &area->reads[which];
 	uint8_t *bytes = chunk->memory + ((size_t)at * 2 + which) * AREA_META_BYTES;
+	struct store_place place = store_meta_place(scan->store, area->both.area, which);
 
 	area->both.copies[which].bytes = bytes;
 	*read = (struct meta_read){
 		.scan = scan,
 		.copy = &area->both.copies[which],
 		.io = {
-			.disk = scan->store->disk,
+			.disk = place.part->disk,
 			.op = DISK_READ,
-			.offset = geometry_meta_offset(&scan->format.geometry, area->both.area, which),
+			.offset = place.offset,
 			.length = AREA_META_BYTES,
 			.single = { .iov_base = bytes, .iov_len = AREA_META_BYTES },
 			.done = meta_read_done,
@@ -112,11 +113,11 @@ static void meta_decode(struct scan *scan, struct area_scan *area, unsigned whic
 /* Whether copy 0 alone has all entries that the area should have, so that copy 1 need not be read. */
 static bool first_copy_is_whole(const struct scan *scan, const struct area_copies *both)
 {
-	uint32_t per_area = scan->format.geometry.slots_per_area, wanted = per_area;
+	uint32_t per_area = scan->format.geometry.slots_per_area, wanted = store_area_slots(scan->store, both->area);
 
 	if (!both->copies[0].valid)
 		return false;
-	if (scan->bounded && scan->end < ((uint64_t)both->area + 1) * per_area)
+	if (scan->bounded && scan->end < (uint64_t)both->area * per_area + wanted)
 		wanted = (uint32_t)(scan->end - (uint64_t)both->area * per_area);
 	return area_copy_count(&scan->format, both, 0, wanted) == wanted;
 }
@@ -166,14 +167,15 @@ static int slot_read(struct scan *scan, uint64_t slot, const uint8_t **data)
 {
 	uint32_t block_bytes = scan->format.geometry.block_bytes, per_area = scan->format.geometry.slots_per_area;
 	uint64_t count = per_area - slot % per_area;
+	struct store_place place = store_slot_place(scan->store, SLOT(slot));
 	int error;
 
 	if (slot < scan->data_first || slot >= scan->data_first + scan->data_count) {
 		if (count > DATA_BYTES / block_bytes)
 			count = DATA_BYTES / block_bytes;
 		scan->data_count = 0;
-		error = disk_read_wait(scan->store->host, scan->store->disk, scan->data, (size_t)count * block_bytes,
-				       geometry_slot_offset(&scan->format.geometry, SLOT(slot)));
+		error = disk_read_wait(scan->store->host, place.part->disk, scan->data, (size_t)count * block_bytes,
+				       place.offset);
 		if (error != 0)
 			return error;
 		scan->data_first = slot;
@@ -243,6 +245,8 @@ static int chunk_apply(struct scan *scan, const struct chunk *chunk)
 
 		if (scan->bounded && slot == scan->end)
 			return 0;
+		if (store_slot_is_skipped(scan->store, slot))
+			continue;
 		if (!area_entry(scan, chunk, (uint32_t)(i / per_area), (uint32_t)(i % per_area), &entry)) {
 			if (slot < scan->durable) {
 				scan->recovery->lost_metadata = true;
@@ -279,6 +283,7 @@ static void count_cut(struct scan *scan)
 	for (unsigned c = 0; c < 2; c++)
 		for (uint32_t i = 0; i < scan->chunks[c].count * per_area; i++)
 			if ((uint64_t)scan->chunks[c].first * per_area + i >= scan->end &&
+			    !store_slot_is_skipped(scan->store, (uint64_t)scan->chunks[c].first * per_area + i) &&
 			    area_entry(scan, &scan->chunks[c], i / per_area, i % per_area, &entry))
 				scan->recovery->slots_cut++;
 }
@@ -323,7 +328,7 @@ static int area_rewrite(struct scan *scan, uint32_t area, uint32_t count, uint8_
 {
 	struct chunk *chunk = chunk_of(scan, area);
 	const struct meta_copy *copies;
-	int error;
+	struct store_place place;
 
 	if (chunk == NULL)
 		return 0;
@@ -332,9 +337,8 @@ static int area_rewrite(struct scan *scan, uint32_t area, uint32_t count, uint8_
 	if (copies[0].error != 0 && copies[1].error != 0)
 		return 0;
 	*copy = 1 - *copy;
-	error = disk_write_wait(scan->store->host, scan->store->disk, bytes, AREA_META_BYTES,
-				geometry_meta_offset(&scan->format.geometry, area, *copy));
-	return error;
+	place = store_meta_place(scan->store, area, *copy);
+	return disk_write_wait(scan->store->host, place.part->disk, bytes, AREA_META_BYTES, place.offset);
 }
 
 /* The chunk that the log ends in is at hand, the one before it is not any more: an area in that is read again. */
@@ -384,9 +388,12 @@ static int make_appendable(struct scan *scan, uint8_t *bytes)
 	uint32_t per_area = scan->format.geometry.slots_per_area;
 	uint32_t last = (uint32_t)(scan->end / per_area), used = (uint32_t)(scan->end % per_area);
 	unsigned copy = 0;
-	int error = disk_flush_wait(store->host, store->disk);
+	int error = store_flush_wait(store);
 
+	/* One with skipped slots was left because it could not be written, and no commit comes there any more. */
 	for (uint32_t area = scan->recovery->unsettled_area; error == 0 && area < last; area++) {
+		if (store_area_slots(store, area) < per_area)
+			continue;
 		chunk_have(scan, area);
 		error = area_rewrite(scan, area, per_area, bytes, &copy);
 	}
@@ -396,7 +403,7 @@ static int make_appendable(struct scan *scan, uint8_t *bytes)
 		store->open_copy = (int)copy;
 	}
 	if (error == 0)
-		error = disk_flush_wait(store->host, store->disk);
+		error = store_flush_wait(store);
 	return error;
 }
 

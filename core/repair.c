@@ -193,15 +193,15 @@ static int read_copies(struct mending *mending, uint32_t area)
 	mending->both = (struct area_copies){ .area = area };
 	for (unsigned which = 0; which < 2; which++) {
 		struct meta_copy *copy = &mending->both.copies[which];
+		struct store_place place = store_meta_place(mending->store, area, which);
 		uint8_t *bytes = mending->memory + (size_t)which * AREA_META_BYTES;
 
 		copy->bytes = bytes;
-		copy->error = disk_read_wait(mending->store->host, mending->store->disk, bytes, AREA_META_BYTES,
-					     geometry_meta_offset(&mending->format.geometry, area, which));
+		copy->error = disk_read_wait(mending->store->host, place.part->disk, bytes, AREA_META_BYTES, place.offset);
 		area_copy_decode(&mending->format, &mending->both, which);
 	}
 	area_copies_choose(&mending->both);
-	mending->repair->offset = geometry_meta_offset(&mending->format.geometry, area, 0);
+	mending->repair->offset = store_meta_place(mending->store, area, 0).offset;
 	return mending->both.copies[0].error != 0 && mending->both.copies[1].error != 0 ?
 		       mending->both.copies[0].error :
 		       0;
@@ -209,12 +209,12 @@ static int read_copies(struct mending *mending, uint32_t area)
 
 static int write_copy(struct mending *mending, unsigned which, const uint8_t *bytes)
 {
-	uint64_t offset = geometry_meta_offset(&mending->format.geometry, mending->both.area, which);
-	int error = disk_write_wait(mending->store->host, mending->store->disk, bytes, AREA_META_BYTES, offset);
+	struct store_place place = store_meta_place(mending->store, mending->both.area, which);
+	int error = disk_write_wait(mending->store->host, place.part->disk, bytes, AREA_META_BYTES, place.offset);
 
-	mending->repair->offset = offset;
+	mending->repair->offset = place.offset;
 	if (error == 0)
-		error = disk_flush_wait(mending->store->host, mending->store->disk);
+		error = disk_flush_wait(mending->store->host, place.part->disk);
 	if (error == 0)
 		mending->repair->writes++;
 	return error;
@@ -233,8 +233,9 @@ static int data_is_wrong(struct mending *mending, uint32_t index, const struct e
 {
 	const struct geometry *geometry = &mending->format.geometry;
 	slot_t slot = SLOT((uint64_t)mending->both.area * geometry->slots_per_area + index);
-	int error = disk_read_wait(mending->store->host, mending->store->disk, mending->block, geometry->block_bytes,
-				   geometry_slot_offset(geometry, slot));
+	struct store_place place = store_slot_place(mending->store, slot);
+	int error = disk_read_wait(mending->store->host, place.part->disk, mending->block, geometry->block_bytes,
+				   place.offset);
 
 	*wrong = error == 0 && data_checksum(mending->format.seed, mending->block, geometry->block_bytes) !=
 				       entry->data_checksum;
@@ -284,7 +285,9 @@ static int mend_area(struct mending *mending, const struct repair_area *plan, bo
 
 	if (error != 0 || first >= mending->end)
 		return error;
-	wanted = mending->end - first < per_area ? (uint32_t)(mending->end - first) : per_area;
+	wanted = store_area_slots(mending->store, plan->area);
+	if (mending->end - first < wanted)
+		wanted = (uint32_t)(mending->end - first);
 	area_copies_unite(&mending->format, &mending->both, wanted, mending->durable, true, mending->bytes);
 	for (uint32_t i = 0; i < wanted && error == 0; i++)
 		error = mend_entry(mending, plan, i);
@@ -383,7 +386,7 @@ int repair_carry_out(struct repair *repair)
 	mending.block = mending.bytes + AREA_META_BYTES;
 	repair->offset = 0;
 	repair->writes = 0;
-	error = disk_flush_wait(store->host, store->disk);
+	error = store_flush_wait(store);
 	if (error == 0)
 		error = carry_out(&mending);
 	free(mending.memory);

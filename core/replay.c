@@ -97,10 +97,13 @@ int replay_check_output(const struct offline *offline, const char *output, struc
 	for (size_t i = 0; i < volume->chain_count && error == 0; i++) {
 		const struct store *store = volume->chain[i]->store;
 
-		if (!disk_is_same(disk, store->disk))
-			continue;
-		complaint_set(complaint, output, "is the store of snapshot %s: it is not written to", store->superblock.name);
-		error = -EINVAL;
+		for (uint32_t part = 0; part < store_part_count(store) && error == 0; part++) {
+			if (!disk_is_same(disk, store_part(store, part)->disk))
+				continue;
+			complaint_set(complaint, output, "is the store of snapshot %s: it is not written to",
+				      store->superblock.name);
+			error = -EINVAL;
+		}
 	}
 	disk_close(disk);
 	return error;

@@ -153,8 +153,8 @@ static void report_bad(const struct slot_read *read, uint32_t at, const char *wh
 {
 	if (read->checksum_errors != NULL)
 		(*read->checksum_errors)++;
-	log_warning("store %s: slot %u (block %llu): %s", read->store->path, read->slot.index + at,
-		    (unsigned long long)read->block + at, what);
+	trouble_tell(&read->store->trouble, read->store->host, "store %s: slot %u (block %llu): %s", read->store->path,
+		     read->slot.index + at, (unsigned long long)read->block + at, what);
 }
 
 static void finish_verified(struct slot_read *read, uint32_t bad)
@@ -172,11 +172,13 @@ static void meta_read_done(struct disk_io *io, int error);
 static void meta_read(struct slot_read *read)
 {
 	const struct geometry *geometry = &read->store->superblock.geometry;
+	struct store_place place =
+		store_meta_place(read->store, geometry_slot_area(geometry, read->slot), read->meta_copy);
 
 	read->io = (struct disk_io){
-		.disk = read->store->disk,
+		.disk = place.part->disk,
 		.op = DISK_READ,
-		.offset = geometry_meta_offset(geometry, geometry_slot_area(geometry, read->slot), read->meta_copy),
+		.offset = place.offset,
 		.length = AREA_META_BYTES,
 		.single = { .iov_base = read->meta + (size_t)read->meta_copy * AREA_META_BYTES,
 			    .iov_len = AREA_META_BYTES },
@@ -221,8 +223,9 @@ static void data_read_done(struct disk_io *io, int error)
 	uint32_t bad;
 
 	if (error != 0) {
-		log_warning("store %s: slot %u (block %llu) cannot be read: %s", read->store->path, read->slot.index,
-			    (unsigned long long)read->block, strerror(-error));
+		trouble_tell(&read->store->trouble, read->store->host,
+			     "store %s: slot %u (block %llu) cannot be read: %s", read->store->path, read->slot.index,
+			     (unsigned long long)read->block, strerror(-error));
 		read_end(read, error);
 		return;
 	}
@@ -242,13 +245,14 @@ void slot_read_start(struct slot_read *read)
 {
 	const struct geometry *geometry = &read->store->superblock.geometry;
 	size_t bytes = (size_t)read->count * geometry->block_bytes;
+	struct store_place place = store_slot_place(read->store, read->slot);
 
 	assert(geometry_slot_in_area(geometry, read->slot) + read->count <= geometry->slots_per_area);
 	store_pin(read->store);
 	read->io = (struct disk_io){
-		.disk = read->store->disk,
+		.disk = place.part->disk,
 		.op = DISK_READ,
-		.offset = geometry_slot_offset(geometry, read->slot),
+		.offset = place.offset,
 		.length = bytes,
 		.single = { .iov_base = read->buffer, .iov_len = bytes },
 		.done = data_read_done,

@@ -24,6 +24,7 @@ static void stop_end(struct volume *volume, int error, const char *why)
 			      "stopped cleanly, but writes that were buffered failed (%s) and no flush has told",
 			      strerror(-error));
 	}
+	troubles_end(volume);
 	operation_end(volume, error);
 }
 
@@ -101,7 +102,8 @@ static void stop_quiet(struct volume *volume, struct operation *operation)
 static bool is_quiet(const struct volume *volume, const struct operation *operation)
 {
 	(void)operation;
-	if (!write_back_is_empty(volume) || volume->requests_now > 0 || !copy_is_idle(volume) || !fold_is_quiet(volume) || volume->settling)
+	if (!write_back_is_empty(volume) || volume->requests_now > 0 || !copy_is_idle(volume) || !fold_is_quiet(volume) ||
+	    volume->settling || !warn_is_quiet(volume))
 		return false;
 	for (size_t i = 0; i < volume->chain_count; i++)
 		if (volume->chain[i]->store->log != NULL && !log_can_close(volume->chain[i]->store->log))

@@ -41,6 +41,23 @@ void superblock_inherit_witness(struct superblock *to, const struct superblock *
 	}
 }
 
+void superblock_make_empty(struct superblock *superblock, void *context)
+{
+	(void)context;
+	*superblock = (struct superblock){
+		.compat = superblock->compat,
+		.ro_compat = superblock->ro_compat,
+		.incompat = superblock->incompat & ~FEATURE_JOINED,
+		.generation = superblock->generation,
+		.store_uuid = superblock->store_uuid,
+		.role = ROLE_SNAPSHOT,
+		.state = STATE_EMPTY,
+		.geometry = superblock->geometry,
+		.limit_bytes = superblock->limit_bytes,
+		.clean = true,
+	};
+}
+
 int store_open(struct disk_host *host, const char *path, unsigned flags, struct store **out)
 {
 	struct store *store = calloc(1, sizeof(*store));
@@ -49,6 +66,7 @@ int store_open(struct disk_host *host, const char *path, unsigned flags, struct 
 	if (store == NULL)
 		return -ENOMEM;
 	store->host = host;
+	store->room_bytes = UINT64_MAX;
 	list_init(&store->updates);
 	store->path = strdup(path);
 	store->buffer = aligned_alloc(SUPERBLOCK_BYTES, (size_t)SUPERBLOCK_BYTES * SUPERBLOCK_COPIES);
@@ -69,6 +87,9 @@ void store_close(struct store *store)
 	if (store == NULL)
 		return;
 	assert(store->pins == 0 && store->update == NULL && store->load == NULL);
+	for (size_t i = 0; i < STORE_PARTS_MAX - 1; i++)
+		store_close(store->parts[i]); /* a part has none itself */
+	trouble_end(&store->trouble, "store", store->path);
 	log_destroy(store->log);
 	map_destroy(store->map);
 	disk_close(store->disk);
@@ -91,20 +112,6 @@ static void io_submit_single(struct store *store, enum disk_op op, void *buffer,
 		.context = store,
 	};
 	disk_submit(&store->io);
-}
-
-uint64_t store_slots_there(const struct store *store)
-{
-	const struct geometry *geometry = &store->superblock.geometry;
-	uint64_t capacity = store_capacity_slots(store), slots;
-	struct disk_info info;
-
-	disk_get_info(store->disk, &info);
-	if (info.is_device)
-		return capacity;
-	/* a file may end within its last area */
-	slots = geometry_slots(geometry, info.size_bytes + geometry_area_bytes(geometry) - 1);
-	return slots < capacity ? slots : capacity;
 }
 
 /*
@@ -143,7 +150,9 @@ static int load_decode(struct store *store, const int read_error[SUPERBLOCK_COPI
 	store->generation_tried = copies[newest].generation;
 	store->seed = checksum_seed(&store->superblock.store_uuid);
 	store->end = SLOT(store->superblock.log_slots);
-	if (store->superblock.clean && store->superblock.log_slots > store_slots_there(store)) {
+	/* with parts: stores_join() looks, when they are here */
+	if (store->superblock.part_count == 0 && store->superblock.clean &&
+	    store->superblock.log_slots > store_slots_there(store)) {
 		*why = "is shorter than its log: a part of it is missing";
 		return -EFBIG;
 	}
@@ -218,11 +227,10 @@ int store_load_wait(struct store *store, const char **why)
 
 static void update_step_done(struct disk_io *io, int error);
 
-static void update_finish(struct store *store)
+static void update_end(struct store *store, bool ok)
 {
 	struct store_update *update = store->update;
-	/* One good copy says what a change made of it; but one that is left of a wiped store says that it is not wiped. */
-	bool ok = store->copies_written >= (update->apply == NULL ? SUPERBLOCK_COPIES : 1);
+	int error = ok ? 0 : store->first_error; /* the next change begins with one of its own */
 
 	store->step = UPDATE_IDLE;
 	store->update = NULL;
@@ -241,7 +249,59 @@ static void update_finish(struct store *store)
 
 		store_update_start(store, next);
 	}
-	update->done(update, ok ? 0 : store->first_error);
+	update->done(update, error);
+}
+
+void store_mark_broken(struct store *store, struct broken_mark mark)
+{
+	store->superblock.broken = mark;
+	store->next.broken = mark;
+}
+
+static void wipe_next_part(struct store *store);
+
+static void part_wiped(struct store_update *update, int error)
+{
+	struct store *store = update->context;
+
+	if (error != 0) {
+		log_warning("store %s: a part of store %s, cannot be wiped: %s",
+			    store->parts[store->part_at]->path, store->path, strerror(-error));
+		store->part_error = error;
+	}
+	store->part_at++;
+	wipe_next_part(store);
+}
+
+/*
+ * What a wiped store's parts say is nobody's any more, so they go after it. The other way round a crash would leave a store
+ * without its parts.
+ */
+static void wipe_next_part(struct store *store)
+{
+	while (store->part_at < store->superblock.part_count && store->parts[store->part_at] == NULL)
+		store->part_at++;
+	if (store->part_at >= store->superblock.part_count) {
+		update_end(store, true);
+		return;
+	}
+	store->part_update = (struct store_update){ .apply = NULL, .done = part_wiped, .context = store };
+	store_update_start(store->parts[store->part_at], &store->part_update);
+}
+
+static void update_finish(struct store *store)
+{
+	bool wipe = store->update->apply == NULL;
+	/* One good copy says what a change made of it; but one that is left of a wiped store says that it is not wiped. */
+	bool ok = store->copies_written >= (wipe ? SUPERBLOCK_COPIES : 1);
+
+	if (!wipe || !ok) {
+		update_end(store, ok);
+		return;
+	}
+	store->part_at = 0;
+	store->part_error = 0;
+	wipe_next_part(store);
 }
 
 static void update_write(struct store *store, enum store_update_step step)
@@ -390,39 +450,9 @@ void store_unpin(struct store *store)
 	unpinned(store, store->unpinned_context);
 }
 
-uint64_t store_limit_bytes(const struct store *store)
-{
-	struct disk_info info;
-
-	disk_get_info(store->disk, &info);
-	if (!info.is_device)
-		return store->superblock.limit_bytes;
-	if (store->superblock.limit_bytes != 0 && store->superblock.limit_bytes < info.size_bytes)
-		return store->superblock.limit_bytes;
-	return info.size_bytes;
-}
-
-uint64_t store_capacity_slots(const struct store *store)
-{
-	uint64_t limit = store_limit_bytes(store);
-
-	return geometry_slots(&store->superblock.geometry, limit == 0 ? UINT64_MAX : limit);
-}
-
 slot_t store_end(const struct store *store)
 {
 	return store->log != NULL ? log_end(store->log) : store->end;
-}
-
-uint64_t store_used_bytes(const struct store *store)
-{
-	const struct geometry *geometry = &store->superblock.geometry;
-	slot_t end = store_end(store);
-
-	if (end.index == 0)
-		return geometry->first_area_offset;
-	return geometry_area_offset(geometry, geometry_slot_area(geometry, SLOT(end.index - 1))) +
-	       geometry_area_bytes(geometry);
 }
 
 int store_format_wait(struct disk_host *host, struct disk *disk, uint32_t block_bytes, uint64_t limit_bytes,

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * One store: its disk, its superblock, its exception map and, while it takes exceptions, its log (core/log.h).
- * See store.c for the rules of a superblock's change and recover.c for how a log is read back.
+ * See store.c for the rules of a superblock's change, recover.c for how a log is read back, and parts.c for where its
+ * slots lie, when other stores are joined to it.
  */
 #ifndef CORE_STORE_H
 #define CORE_STORE_H
 
 #include "core/map.h"
+#include "core/trouble.h"
 #include "format/superblock.h"
 #include "io/disk.h"
 
@@ -63,6 +65,7 @@ struct store {
 	 */
 	uint8_t *open_meta;
 	int open_copy;
+	struct trouble trouble; /* with its slots */
 	unsigned pins;     /* reads of slots under way: see store_pin() */
 	void (*unpinned)(struct store *store, void *context); /* called once when pins reaches 0, then cleared */
 	void *unpinned_context;
@@ -87,6 +90,13 @@ struct store {
 	uint8_t *buffer; /* two superblocks; after a load, both copies as they were read */
 	struct store_update waiting; /* store_update_wait()'s */
 	struct disk_io io;
+
+	/* The stores joined to it, as superblock.parts[] names them: its own. NULL: not here. */
+	struct store *parts[STORE_PARTS_MAX - 1];
+	struct store_update part_update; /* wiping them, one after the other */
+	uint32_t part_at;
+	int part_error; /* after a wipe of it that succeeded: why one of its parts could not be wiped, or 0 */
+	uint64_t room_bytes; /* a file: what its file system had left when last looked at; UINT64_MAX: not known */
 };
 
 /* Opens the file or device (DISK_OPEN_* flags), reads nothing yet. Errors of disk_open(), -ENOMEM. */
@@ -112,6 +122,12 @@ __attribute__((warn_unused_result)) int store_update_wait(struct store *store,
 __attribute__((warn_unused_result)) int store_wipe_wait(struct store *store);
 
 /*
+ * In memory, the mark being durable elsewhere: what the store's superblock says from here on, also when a change of it is
+ * under way; the next one takes it along.
+ */
+void store_mark_broken(struct store *store, struct broken_mark mark);
+
+/*
  * A flush has ended with `error`: whether what was written since barriers_failed was `failed_before` is durable. 0 or a
  * negative errno.
  */
@@ -121,15 +137,67 @@ __attribute__((warn_unused_result)) int store_barrier_result(struct store *store
 void store_pin(struct store *store);
 void store_unpin(struct store *store);
 
-/* How many slots the store may ever hold: by its limit or its device's size. */
+/* ---- parts.c: where the log lies. Part 0 is the store itself. Nothing here counts in other parts than it says. ---- */
+
+/* How many parts there are to be, 1 or more; each of them, NULL when it is not here; and the first that is not, or 0. */
+uint32_t store_part_count(const struct store *store);
+struct store *store_part(const struct store *store, uint32_t index);
+uint32_t store_missing_part(const struct store *store);
+/* The one that the log goes on in; the ones behind it stand by. And the one that an area lies in. */
+uint32_t store_last_part(const struct store *store);
+uint32_t store_area_part(const struct store *store, uint32_t area);
+uint32_t store_part_first_area(const struct store *store, uint32_t index);
+
+/* Where an area, one of its metadata copies, or a slot is; the parts must be here. */
+struct store_place {
+	struct store *part;
+	uint32_t index;
+	uint64_t offset; /* bytes, in that part */
+};
+struct store_place store_area_place(const struct store *store, uint32_t area);
+struct store_place store_meta_place(const struct store *store, uint32_t area, unsigned copy);
+struct store_place store_slot_place(const struct store *store, slot_t slot);
+
+/* How many of the area's slots are used, the first ones: all, but where the log was left for the next part. */
+uint32_t store_area_slots(const struct store *store, uint32_t area);
+/* Whether a slot is one of those skipped there: it counts as void, whatever lies in its place. */
+bool store_slot_is_skipped(const struct store *store, uint64_t slot);
+
+/* A barrier on each part. And how many flushes of any failed: as barriers_failed. */
+__attribute__((warn_unused_result)) int store_flush_wait(struct store *store);
+unsigned store_barriers_failed(const struct store *store);
+
+/*
+ * Gives each of the loaded stores the parts it names, out of the same array, in which what was given is NULL then. What is
+ * left with ROLE_PART belongs to none of them. -ENOENT: *main lacks a part, the first is its number `part`; -EINVAL: *main
+ * is given twice, or its part `part` contradicts it; -EFBIG: *main is shorter than its log. All that fits is joined all
+ * the same.
+ */
+__attribute__((warn_unused_result)) int stores_join(struct store **stores, size_t count, struct store **main,
+						    uint32_t *part);
+/* What its error means, for a message about (*main)->path. */
+#define STORE_TEXT_BYTES 256u
+void stores_join_text(int error, const struct store *main, uint32_t part, char text[static STORE_TEXT_BYTES]);
+
+/* What is left for it by its limits, devices and file systems, in all parts. UINT64_MAX: not known. */
+uint64_t store_room_bytes(const struct store *store);
+
+/* How many slots the store may ever hold, in the parts up to that the log goes on in: by their limits or devices' sizes. */
 uint64_t store_capacity_slots(const struct store *store);
-/* How many there can be by its present size: a file may grow. */
+/* The same with those that stand by. */
+uint64_t store_capacity_slots_later(const struct store *store);
+/* How many there can be by their present sizes: a file may grow. */
 uint64_t store_slots_there(const struct store *store);
-/* Bytes its log takes up to `end`, superblocks included; and the size it may grow to (0: no limit). */
+/* Bytes its log takes up to `end`, superblocks included, in all parts or one; and the size they may grow to (0: no limit). */
 uint64_t store_used_bytes(const struct store *store);
+uint64_t store_part_used_bytes(const struct store *store, uint32_t index);
 uint64_t store_limit_bytes(const struct store *store);
+uint64_t store_part_limit_bytes(const struct store *store, uint32_t index);
 /* The end of the log, whether it is open or not. */
 slot_t store_end(const struct store *store);
+
+/* A change: what was to be a snapshot's store, or a part, is an empty store again. The context is not looked at. */
+void superblock_make_empty(struct superblock *superblock, void *context);
 
 /* What `from` testifies of another store's break passes to `to` before `from` goes. */
 void superblock_inherit_witness(struct superblock *to, const struct superblock *from);

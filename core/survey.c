@@ -72,8 +72,8 @@ static int read_area(struct store *store, const struct log_format *format, uint3
 	*both = (struct area_copies){ .area = area };
 	for (unsigned c = 0; c < 2; c++) {
 		uint8_t *bytes = meta + (size_t)c * AREA_META_BYTES;
-		int error = disk_read_wait(store->host, store->disk, bytes, AREA_META_BYTES,
-					   geometry_meta_offset(&format->geometry, area, c));
+		struct store_place place = store_meta_place(store, area, c);
+		int error = disk_read_wait(store->host, place.part->disk, bytes, AREA_META_BYTES, place.offset);
 
 		if (error != 0)
 			return error;
@@ -95,13 +95,13 @@ int survey_store(struct store *store, struct survey *survey)
 	survey->total = (struct survey_counts){ 0 };
 	survey->failed_area = 0;
 	for (uint32_t area = 0; area < survey->areas && error == 0; area++) {
-		uint32_t left = end - area * per_area;
+		uint32_t left = end - area * per_area, slots = store_area_slots(store, area);
 		struct area_copies both;
 
 		survey->failed_area = area;
 		error = read_area(store, &format, area, meta, &both);
 		if (error == 0)
-			survey_area(&format, survey, left < per_area ? left : per_area, &both);
+			survey_area(&format, survey, left < slots ? left : slots, &both);
 	}
 	free(meta);
 	return error;

@@ -250,6 +250,10 @@ int volume_create(struct disk_host *host, struct export_table *exports, const st
 	volume->exports = exports;
 	volume->on_full = options->on_full;
 	volume->discard_copy = options->discard_copy;
+	memcpy(volume->warn_at, options->warn_at, sizeof(volume->warn_at));
+	volume->warn_count = options->warn_count;
+	volume->event = options->event;
+	volume->event_context = options->event_context;
 	volume->log_ops = (struct log_ops){ broken_log_stuck, volume, &volume->log_counters };
 	(void)snprintf(volume->name, sizeof(volume->name), "%s", options->name);
 	struct list *lists[] = { &volume->requests,	    &volume->writing,	     &volume->overlapping,
@@ -351,7 +355,8 @@ static void settled(struct log_settle *settle, int error)
 	struct volume *volume = settle->context;
 
 	volume->settling = false;
-	if (error != 0 && volume_log(volume) != NULL)
+	volume->busy_ns = disk_host_monotonic_ns(volume->host);
+	if (error != 0 && error != -ENOSPC && volume_log(volume) != NULL)
 		log_fail(volume_log(volume), error);
 	pause_check(volume);
 }
@@ -374,9 +379,57 @@ static void settle_when_idle(struct volume *volume)
 	log_settle_start(log, &volume->settle);
 }
 
+/* ---- what the log was not told ---- */
+
+void origin_answered(struct volume *volume, const struct disk_io *io, int error)
+{
+	static const char *const names[] = { [DISK_READ] = "read", [DISK_WRITE] = "write", [DISK_ZERO] = "write of zeroes",
+					     [DISK_DISCARD] = "discard" };
+
+	if (error == 0 && volume->origin_failures > 0) {
+		trouble_tell(&volume->back_trouble, volume->host, "origin %s: answers again, after %llu requests that failed",
+			     volume->origin_path, (unsigned long long)volume->origin_failures);
+		volume->origin_failures = 0;
+	}
+	if (error == 0 || error == -EOPNOTSUPP)
+		return;
+	volume->origin_failures++;
+	trouble_tell(&volume->origin_trouble, volume->host, "origin %s: a %s of %llu bytes at %llu failed: %s",
+		     volume->origin_path, names[io->op], (unsigned long long)io->length, (unsigned long long)io->offset,
+		     strerror(-error));
+}
+
+void troubles_end(struct volume *volume)
+{
+	for (size_t i = 0; i < volume->chain_count; i++) {
+		struct store *store = volume->chain[i]->store;
+
+		trouble_end(&store->trouble, "store", store->path);
+	}
+	trouble_end(&volume->origin_trouble, "origin", volume->origin_path);
+	trouble_end(&volume->back_trouble, "back and gone: origin", volume->origin_path);
+	trouble_end(&volume->lost_trouble, "blocks lost: origin", volume->origin_path);
+	trouble_end(&volume->read_trouble, "volume", volume->name);
+}
+
+static void trouble_ticks(struct volume *volume)
+{
+	for (size_t i = 0; i < volume->chain_count; i++) {
+		struct store *store = volume->chain[i]->store;
+
+		trouble_tick(&store->trouble, volume->host, "store", store->path);
+	}
+	trouble_tick(&volume->origin_trouble, volume->host, "origin", volume->origin_path);
+	trouble_tick(&volume->back_trouble, volume->host, "back and gone: origin", volume->origin_path);
+	trouble_tick(&volume->lost_trouble, volume->host, "blocks lost: origin", volume->origin_path);
+	trouble_tick(&volume->read_trouble, volume->host, "volume", volume->name);
+}
+
 void volume_tick(struct volume *volume)
 {
+	trouble_ticks(volume);
 	broken_tick(volume);
+	warn_tick(volume);
 	settle_when_idle(volume);
 	write_back_tick(volume);
 	volume_turn(volume);
@@ -455,6 +508,20 @@ static const char *snapshot_state(const struct volume *volume, const struct snap
 	return "sealed";
 }
 
+void snapshot_report_sizes(struct snapshot_report *report, const struct store *store)
+{
+	report->store = store->path;
+	report->used_bytes = store_used_bytes(store);
+	report->size_bytes = store_limit_bytes(store);
+	report->full_percent = store_percent(store);
+	report->part_count = store_part_count(store);
+	for (uint32_t i = 0; i < report->part_count; i++) {
+		report->parts[i].store = store_part(store, i)->path;
+		report->parts[i].used_bytes = store_part_used_bytes(store, i);
+		report->parts[i].size_bytes = store_part_limit_bytes(store, i);
+	}
+}
+
 void volume_report_snapshot(const struct volume *volume, size_t index, struct snapshot_report *report)
 {
 	size_t absent = absent_count(volume);
@@ -477,10 +544,10 @@ void volume_report_snapshot(const struct volume *volume, size_t index, struct sn
 	report->uuid = superblock->store_uuid;
 	report->created_ns = superblock->created_ns;
 	report->state = snapshot_state(volume, snapshot);
-	report->store = snapshot->store->path;
 	report->blocks = map_block_count(snapshot->store->map);
-	report->used_bytes = store_used_bytes(snapshot->store);
-	report->size_bytes = store_limit_bytes(snapshot->store);
+	snapshot_report_sizes(report, snapshot->store);
+	if (snapshot == volume_active(volume) && report->full_percent != 0)
+		report->warned_percent = warn_level(volume, snapshot->store);
 	report->broken = store_is_broken(snapshot->store);
 	report->broken_reason = broken_reason_text(superblock->broken.reason);
 	report->broken_ns = superblock->broken.time_ns;

@@ -20,6 +20,22 @@ enum on_full { ON_FULL_BREAK, ON_FULL_FAIL, ON_FULL_WAIT };
 
 #define WRITE_BACK_BYTES_MIN (UINT64_C(1) << 20)
 #define WRITE_BACK_BYTES_MAX (UINT64_C(64) << 30)
+/* What happened to the store that takes the exceptions. */
+enum volume_event_kind {
+	VOLUME_EVENT_THRESHOLD, /* it is that full */
+	VOLUME_EVENT_FULL,      /* writes wait for room, or fail */
+	VOLUME_EVENT_BROKEN,    /* writes go on unprotected, from now on */
+};
+
+struct volume_event {
+	enum volume_event_kind kind;
+	const char *snapshot, *store; /* its name; its store's path */
+	uint64_t used_bytes, size_bytes; /* size 0: no limit but the file system's */
+	unsigned percent, threshold;
+	const char *reason; /* BROKEN: why */
+};
+
+#define WARN_AT_MAX 16u
 
 struct volume_options {
 	const char *name; /* the volume's, valid */
@@ -27,8 +43,12 @@ struct volume_options {
 	bool discard_copy;  /* --discard=copy */
 	bool accept_origin; /* --accept-origin */
 	uint64_t write_back_bytes; /* --write-back: 0, or WRITE_BACK_BYTES_MIN to WRITE_BACK_BYTES_MAX */
+	bool skip_empty;    /* a store that is named, but empty, is left out: it was made so by a start just now */
 	bool skip_wiped;    /* a store that is named, but wiped, is left out: a merge's end may have been cut short */
 	const char *state_directory; /* where the volume's record is kept */
+	unsigned warn_at[WARN_AT_MAX], warn_count; /* percent, each larger than the one before */
+	void (*event)(const struct volume_event *event, void *context); /* may be NULL; must not call the volume */
+	void *event_context;
 };
 
 struct complaint {
@@ -51,7 +71,7 @@ void volume_turn(struct volume *volume);
 void volume_tick(struct volume *volume);
 
 /* An operation on the volume. Fill in done and context; the rest is private or an answer. */
-enum operation_kind { OPERATION_CREATE, OPERATION_DROP, OPERATION_STOP };
+enum operation_kind { OPERATION_CREATE, OPERATION_EXTEND, OPERATION_DROP, OPERATION_STOP };
 
 struct operation {
 	/* error 0, or negative with the complaint filled in. Called once; may start another operation. */
@@ -66,17 +86,25 @@ struct operation {
 	struct list link;
 	char name[NAME_LENGTH_MAX + 1];
 	char *store_path;
+	uint64_t size_bytes;
 	bool forget_older;
 	bool (*is_ready)(const struct volume *volume, const struct operation *operation); /* what it waits for; or NULL */
 	void (*next)(struct volume *volume, struct operation *operation);                /* what to do then */
-	struct store *store;       /* CREATE: the new one */
-	struct snapshot *snapshot; /* CREATE: the new one; DROP: the one dropped */
+	struct store *store;       /* CREATE, EXTEND: the new one */
+	struct snapshot *snapshot; /* CREATE: the new one; EXTEND, DROP: the one named */
 	uint64_t created_ns, retry_ns;
 	int error;
 };
 
 /* Takes a snapshot into the empty store at `store_path` (rule 5 of the design: atomic, whatever happens). */
 void volume_snapshot(struct volume *volume, struct operation *operation, const char *name, const char *store_path);
+
+/*
+ * Gives the newest snapshot, `name`, more room: joins the empty store at `store_path` to its store, or, if that is NULL, lets
+ * the store grow to `size_bytes`.
+ */
+void volume_extend(struct volume *volume, struct operation *operation, const char *name, const char *store_path,
+		   uint64_t size_bytes);
 
 /* Drops the snapshot `name`; done() when its store is wiped and closed. */
 void volume_drop(struct volume *volume, struct operation *operation, const char *name, bool forget_older);
@@ -97,7 +125,14 @@ struct snapshot_report {
 	uint64_t created_ns;
 	const char *state; /* active sealed folding merging broken absent */
 	const char *store; /* path; NULL when unknown */
-	uint64_t blocks, used_bytes, size_bytes; /* size 0: no limit */
+	uint64_t blocks, used_bytes, size_bytes; /* in all parts; size 0: no limit */
+	unsigned full_percent;  /* 0: not known */
+	unsigned warned_percent; /* the largest threshold passed; 0: none */
+	uint32_t part_count;    /* the stores it lies in: 1, or more; 0 when it is absent */
+	struct {
+		const char *store;
+		uint64_t used_bytes, size_bytes;
+	} parts[STORE_PARTS_MAX];
 	bool broken;
 	const char *broken_reason; /* static text */
 	uint64_t broken_ns;
@@ -139,6 +174,9 @@ struct volume_report {
 size_t volume_snapshot_count(const struct volume *volume); /* absent ones included, oldest first */
 void volume_report_snapshot(const struct volume *volume, size_t index, struct snapshot_report *report);
 void volume_report(const struct volume *volume, struct volume_report *report);
+/* What a report says of its store's sizes; the texts are the store's. */
+struct store;
+void snapshot_report_sizes(struct snapshot_report *report, const struct store *store);
 
 /* The block size of the volume's stores; 0 while it has none. */
 uint32_t volume_block_bytes(const struct volume *volume);

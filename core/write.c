@@ -238,6 +238,7 @@ static void issued_done(struct disk_io *io, int error)
 	volume->issued--;
 	if ((io->flags & DISK_FUA) != 0)
 		volume->fua_now--;
+	origin_answered(volume, io, error);
 	if (error == -EOPNOTSUPP && request->op == REQUEST_DISCARD)
 		error = 0; /* a discard is advice */
 	if (error != 0 && (io->flags & DISK_FUA) != 0)
@@ -300,6 +301,7 @@ static void edge_read_done(struct disk_io *io, int error)
 	uint8_t *at = (uint8_t *)request->bounce + request->cursor % volume->sector_bytes;
 
 	volume->issued--;
+	origin_answered(volume, io, error);
 	if (error != 0) {
 		write_end(volume, request, error);
 		return;

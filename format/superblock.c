@@ -16,10 +16,11 @@
  *   bytes           field
  *      0-   7       magic: "rowsnap" and a zero byte (72 6f 77 73 6e 61 70 00)
  *      8-  11 u32   version: 1
- *     12-  15 u32   header_bytes: how many bytes are defined, 448; a later version's may be more, up to 4088
+ *     12-  15 u32   header_bytes: how many bytes are defined: 448, or 832 with the feature "joined"; a later version's
+ *                   may be more, up to 4088
  *     16-  19 u32   compat features: unknown bits are harmless
  *     20-  23 u32   ro_compat features: with unknown bits, only reading is allowed
- *     24-  27 u32   incompat features: with unknown bits, nothing is
+ *     24-  27 u32   incompat features: with unknown bits, nothing is. Bit 0: joined
  *     28-  31       reserved
  *     32-  39 u64   generation
  *     40-  47 u64   sequence: 0 if empty, else 1 or more, growing along the chain
@@ -30,8 +31,8 @@
  *    112- 127       fold source's UUID: the store being folded into this one; nil: none. If merging, the merge target's
  *                   instead: the store of the snapshot that the origin is being put back to
  *    128- 143       witness UUID: another store, that could not carry its own broken mark; nil: none
- *    144- 147 u32   role: 1 snapshot, 2 fork
- *    148- 151 u32   state: 0 empty, 1 prepared, 2 active, 3 sealed, 4 merging
+ *    144- 147 u32   role: 1 snapshot, 2 fork, 3 part
+ *    148- 151 u32   state: 0 empty, 1 prepared, 2 active, 3 sealed, 4 merging, 5 joined
  *    152- 155 u32   block_bytes: a power of two, 4096 to 65536
  *    156- 159 u32   slots_per_area: 1 to 254
  *    160- 167 u64   first_area_offset: 1048576
@@ -50,7 +51,14 @@
  *    248- 255 u64   the witness's broken time; 0 if none
  *    256- 319       name: the snapshot's, padded with zero bytes, one of them at least; all zero if empty
  *    320- 447       fingerprint: 16 x u64
- *    448-4087       reserved
+ *    448-4087       reserved; with the feature "joined":
+ *    448- 451 u32   part_count: how many stores are joined to this one, 0 to 15
+ *    452- 455 u32   part_index: in a part, its number, 1 to 15; else 0
+ *    456- 471       main UUID: in a part, the store it is joined to; else nil
+ *    472- 831       15 x part: 0-15 its store UUID; 16-19 u32 first_area: the first area of the log that lies in it, or
+ *                   0xffffffff: none yet; 20-23 u32 skipped_slots: how many slots before that area are not used.
+ *                   Zeroes from part_count on
+ *    832-4087       reserved
  *   4088-4095 u64   checksum: XXH3_64bits(bytes 0-4087), that is with seed 0: the UUID that seeds all the others'
  *                   checksums is not known to be right before this one is; it is among the bytes
  *
@@ -66,6 +74,12 @@
  *   - sealed: clean, but for a fold into it; a fold source is the successor
  *   - merging: clean; the merge target is not nil, and may be the store itself or its predecessor
  *   - fingerprint sectors beyond the origin's end are 0
+ *   - joined if and only if part_count is not 0 or the role is part; header_bytes is 832 at least then
+ *   - part: state joined, and nobody else's is; no parts, links, fold, marks, witness or slots; clean; part_index 1 to 15;
+ *     the main UUID is neither nil nor the store itself. Volume, name, sequence, origin and geometry are the main store's
+ *   - parts: not if empty or prepared; UUIDs are not nil and differ, also from the store's; first_area does not
+ *     get smaller from part to part, and behind one that has none no other has one; skipped_slots is 0 without a
+ *     first_area, and not more than first_area * slots_per_area
  *
  * Fingerprint: sector i of 512 bytes is at origin offset 512 * i for i < 8, and 65536 + 512 * (i - 8) for the rest:
  * where file systems keep their superblock, label and UUID. Its checksum is XXH3_64bits(512 bytes), that is with seed
@@ -117,6 +131,14 @@ enum {
 	AT_NAME = 256,
 	AT_FINGERPRINT = 320,
 	HEADER_BYTES = 448,
+	AT_PART_COUNT = 448,
+	AT_PART_INDEX = 452,
+	AT_MAIN_UUID = 456,
+	AT_PARTS = 472,
+	PART_BYTES = 24,
+	AT_PART_FIRST_AREA = 16,
+	AT_PART_SKIPPED_SLOTS = 20,
+	HEADER_BYTES_JOINED = 832,
 	AT_CHECKSUM = 4088,
 };
 
@@ -128,6 +150,8 @@ _Static_assert(AT_FINGERPRINT + (int)FINGERPRINT_BYTES == HEADER_BYTES, "the fin
 _Static_assert(AT_CHECKSUM + sizeof(uint64_t) == SUPERBLOCK_BYTES, "the checksum ends the superblock");
 _Static_assert(FINGERPRINT_SECTORS * sizeof(uint64_t) == FINGERPRINT_BYTES, "a fingerprint's sectors fill it");
 
+_Static_assert(AT_PARTS + (int)(STORE_PARTS_MAX - 1) * PART_BYTES == HEADER_BYTES_JOINED, "the parts are the last field");
+
 static void put_uuid(uint8_t *at, const uuid128_t *uuid)
 {
 	memcpy(at, uuid->bytes, sizeof(uuid->bytes));
@@ -138,6 +162,43 @@ static void get_uuid(const uint8_t *at, uuid128_t *uuid)
 	memcpy(uuid->bytes, at, sizeof(uuid->bytes));
 }
 
+static bool is_joined(const struct superblock *superblock)
+{
+	return superblock->part_count > 0 || superblock->role == ROLE_PART;
+}
+
+static void put_parts(uint8_t *out, const struct superblock *superblock)
+{
+	put_u32(out + AT_HEADER_BYTES, HEADER_BYTES_JOINED);
+	put_u32(out + AT_INCOMPAT, superblock->incompat | FEATURE_JOINED);
+	put_u32(out + AT_PART_COUNT, superblock->part_count);
+	put_u32(out + AT_PART_INDEX, superblock->part_index);
+	put_uuid(out + AT_MAIN_UUID, &superblock->main_uuid);
+	assert(superblock->part_count < STORE_PARTS_MAX);
+	for (size_t i = 0; i < superblock->part_count; i++) {
+		uint8_t *at = out + AT_PARTS + i * PART_BYTES;
+
+		put_uuid(at, &superblock->parts[i].uuid);
+		put_u32(at + AT_PART_FIRST_AREA, superblock->parts[i].first_area);
+		put_u32(at + AT_PART_SKIPPED_SLOTS, superblock->parts[i].skipped_slots);
+	}
+}
+
+/* The count must have been found in range: find_raw_fault(). */
+static void get_parts(const uint8_t *in, struct superblock *superblock)
+{
+	superblock->part_count = get_u32(in + AT_PART_COUNT);
+	superblock->part_index = get_u32(in + AT_PART_INDEX);
+	get_uuid(in + AT_MAIN_UUID, &superblock->main_uuid);
+	for (size_t i = 0; i < superblock->part_count; i++) {
+		const uint8_t *at = in + AT_PARTS + i * PART_BYTES;
+
+		get_uuid(at, &superblock->parts[i].uuid);
+		superblock->parts[i].first_area = get_u32(at + AT_PART_FIRST_AREA);
+		superblock->parts[i].skipped_slots = get_u32(at + AT_PART_SKIPPED_SLOTS);
+	}
+}
+
 void superblock_encode(uint8_t out[static SUPERBLOCK_BYTES], const struct superblock *superblock)
 {
 	memset(out, 0, SUPERBLOCK_BYTES);
@@ -146,7 +207,7 @@ void superblock_encode(uint8_t out[static SUPERBLOCK_BYTES], const struct superb
 	put_u32(out + AT_HEADER_BYTES, HEADER_BYTES);
 	put_u32(out + AT_COMPAT, superblock->compat);
 	put_u32(out + AT_RO_COMPAT, superblock->ro_compat);
-	put_u32(out + AT_INCOMPAT, superblock->incompat);
+	put_u32(out + AT_INCOMPAT, superblock->incompat & ~FEATURE_JOINED);
 	put_u64(out + AT_GENERATION, superblock->generation);
 	put_u64(out + AT_SEQUENCE, superblock->sequence);
 	put_uuid(out + AT_STORE_UUID, &superblock->store_uuid);
@@ -175,6 +236,8 @@ void superblock_encode(uint8_t out[static SUPERBLOCK_BYTES], const struct superb
 	put_u64(out + AT_WITNESS_TIME, superblock->witness.time_ns);
 	memcpy(out + AT_NAME, superblock->name, strnlen(superblock->name, NAME_LENGTH_MAX));
 	fingerprint_encode(out + AT_FINGERPRINT, &superblock->fingerprint);
+	if (is_joined(superblock))
+		put_parts(out, superblock);
 	put_u64(out + AT_CHECKSUM, XXH3_64bits(out, AT_CHECKSUM));
 }
 
@@ -212,6 +275,8 @@ static void read_fields(const uint8_t *in, struct superblock *superblock)
 	superblock->witness.time_ns = get_u64(in + AT_WITNESS_TIME);
 	memcpy(superblock->name, in + AT_NAME, NAME_BYTES);
 	fingerprint_decode(in + AT_FINGERPRINT, &superblock->fingerprint);
+	if ((superblock->incompat & FEATURE_JOINED) != 0)
+		get_parts(in, superblock);
 }
 
 /* The find_..._fault() functions return NULL, or a static text for the first fault. Here: what read_fields() needs. */
@@ -219,14 +284,19 @@ static const char *find_raw_fault(const uint8_t *in)
 {
 	uint32_t header_bytes = get_u32(in + AT_HEADER_BYTES);
 	uint32_t role = get_u32(in + AT_ROLE);
+	bool joined = (get_u32(in + AT_INCOMPAT) & FEATURE_JOINED) != 0;
 	const uint8_t *name = in + AT_NAME;
 	size_t length = strnlen((const char *)name, NAME_BYTES);
 
 	if (header_bytes < HEADER_BYTES || header_bytes > AT_CHECKSUM)
 		return "header_bytes: not a size a superblock can have";
-	if (role != ROLE_SNAPSHOT && role != ROLE_FORK)
+	if (joined && header_bytes < HEADER_BYTES_JOINED)
+		return "header_bytes: too small for a joined store";
+	if (joined && get_u32(in + AT_PART_COUNT) >= STORE_PARTS_MAX)
+		return "part_count: over 15";
+	if (role != ROLE_SNAPSHOT && role != ROLE_FORK && role != ROLE_PART)
 		return "role: unknown";
-	if (get_u32(in + AT_STATE) > STATE_MERGING)
+	if (get_u32(in + AT_STATE) > STATE_JOINED)
 		return "state: unknown";
 	if (get_u32(in + AT_CLEAN) > 1)
 		return "clean: neither 0 nor 1";
@@ -308,7 +378,8 @@ static const char *find_log_fault(const struct superblock *superblock)
 		return "durable_slots: past the log's end";
 	if (folding && superblock->clean && superblock->fold_base_slots > superblock->log_slots)
 		return "fold_base_slots: past the log's end";
-	if (superblock->state == STATE_EMPTY || superblock->state == STATE_PREPARED) {
+	if (superblock->state == STATE_EMPTY || superblock->state == STATE_PREPARED ||
+	    superblock->state == STATE_JOINED) {
 		if (superblock->durable_slots != 0)
 			return "durable_slots: set in a store without a log";
 		if (superblock->log_slots != 0)
@@ -366,10 +437,72 @@ static const char *find_mark_fault(const struct superblock *superblock)
 	return NULL;
 }
 
+/* Of what is a part, and only of that. */
+static const char *find_role_fault(const struct superblock *superblock)
+{
+	bool part = superblock->role == ROLE_PART;
+
+	if (part && (superblock->incompat & FEATURE_JOINED) == 0)
+		return "role: a part without the feature of it";
+	if (!is_joined(superblock) && (superblock->incompat & FEATURE_JOINED) != 0)
+		return "incompat features: joined, without parts or being one";
+	if (part != (superblock->state == STATE_JOINED))
+		return part ? "state: not joined, in a part" : "state: joined, and no part";
+	if (!part && (superblock->part_index != 0 || !uuid_is_nil(&superblock->main_uuid)))
+		return "part_index, main UUID: set, and it is no part";
+	if (!part)
+		return NULL;
+	if (superblock->part_count > 0)
+		return "part_count: set in a part";
+	if (superblock->part_index == 0 || superblock->part_index >= STORE_PARTS_MAX)
+		return "part_index: not 1 to 15";
+	if (uuid_is_nil(&superblock->main_uuid) || uuid_equal(&superblock->main_uuid, &superblock->store_uuid))
+		return "main UUID: nil, or the part itself";
+	if (!uuid_is_nil(&superblock->predecessor_uuid) || !uuid_is_nil(&superblock->successor_uuid))
+		return "predecessor or successor UUID: set in a part";
+	if (superblock->broken.reason != BROKEN_NOT || !uuid_is_nil(&superblock->witness_uuid))
+		return "broken reason or witness: set in a part";
+	if (!superblock->clean)
+		return "clean: 0 in a part";
+	return NULL;
+}
+
+static const char *find_parts_fault(const struct superblock *superblock)
+{
+	uint32_t last = 0;
+
+	if (superblock->part_count > 0 &&
+	    (superblock->state == STATE_EMPTY || superblock->state == STATE_PREPARED))
+		return "part_count: set in a store without a log";
+	for (uint32_t i = 0; i < superblock->part_count; i++) {
+		const struct part *part = &superblock->parts[i];
+
+		if (uuid_is_nil(&part->uuid) || uuid_equal(&part->uuid, &superblock->store_uuid))
+			return "part UUID: nil, or the store itself";
+		for (uint32_t j = 0; j < i; j++)
+			if (uuid_equal(&superblock->parts[j].uuid, &part->uuid))
+				return "part UUID: there twice";
+		if (part->first_area == PART_AREA_NONE && part->skipped_slots != 0)
+			return "skipped_slots: set in a part without areas";
+		if (part->first_area != PART_AREA_NONE &&
+		    (last == PART_AREA_NONE || part->first_area < last))
+			return "first_area: not in order";
+		if (part->first_area != PART_AREA_NONE &&
+		    (uint64_t)part->first_area * superblock->geometry.slots_per_area > SLOT_INDEX_MAX)
+			return "first_area: too large";
+		if (part->first_area != PART_AREA_NONE &&
+		    part->skipped_slots > (uint64_t)part->first_area * superblock->geometry.slots_per_area)
+			return "skipped_slots: more than there are";
+		last = part->first_area;
+	}
+	return NULL;
+}
+
 static const char *find_fault(const uint8_t *in, struct superblock *superblock)
 {
 	static const char *(*const finders[])(const struct superblock *superblock) = {
-		find_identity_fault, find_size_fault, find_log_fault, find_link_fault, find_mark_fault,
+		find_role_fault, find_identity_fault, find_size_fault, find_log_fault,
+		find_link_fault, find_mark_fault,     find_parts_fault,
 	};
 	const char *fault = find_raw_fault(in);
 
@@ -418,10 +551,13 @@ bool superblock_looks_torn(const uint8_t damaged[static SUPERBLOCK_BYTES], const
 {
 	struct superblock version, other;
 	uint8_t whole[SUPERBLOCK_BYTES];
+	size_t defined = HEADER_BYTES;
 
 	if (memcmp(damaged, good, AT_CHECKSUM) == 0)
 		return true;
-	if (memcmp(damaged + HEADER_BYTES, good + HEADER_BYTES, SUPERBLOCK_BYTES - HEADER_BYTES) != 0)
+	if (((get_u32(damaged + AT_INCOMPAT) | get_u32(good + AT_INCOMPAT)) & FEATURE_JOINED) != 0)
+		defined = HEADER_BYTES_JOINED;
+	if (memcmp(damaged + defined, good + defined, SUPERBLOCK_BYTES - defined) != 0)
 		return false;
 	memcpy(whole, damaged, AT_CHECKSUM);
 	put_u64(whole + AT_CHECKSUM, XXH3_64bits(whole, AT_CHECKSUM));
@@ -452,6 +588,8 @@ const char *store_state_text(enum store_state state)
 		return "sealed";
 	case STATE_MERGING:
 		return "merging";
+	case STATE_JOINED:
+		return "joined";
 	}
 	return "unknown";
 }

@@ -20,12 +20,14 @@
 
 #define FORMAT_VERSION 1u
 
-/* Feature bits this code knows. None are defined in version 1 of the format. */
+/* Feature bits this code knows. FEATURE_JOINED: a store that has parts, or a part; superblock_encode() sees to it. */
+#define FEATURE_JOINED UINT32_C(1)
 #define FEATURES_COMPAT UINT32_C(0)
 #define FEATURES_RO_COMPAT UINT32_C(0)
-#define FEATURES_INCOMPAT UINT32_C(0)
+#define FEATURES_INCOMPAT FEATURE_JOINED
 
-enum store_role { ROLE_SNAPSHOT = 1, ROLE_FORK = 2 };
+/* ROLE_PART: more room for another store's log; it is nothing by itself. */
+enum store_role { ROLE_SNAPSHOT = 1, ROLE_FORK = 2, ROLE_PART = 3 };
 
 enum store_state {
 	STATE_EMPTY = 0,    /* formatted; belongs to no volume */
@@ -33,6 +35,18 @@ enum store_state {
 	STATE_ACTIVE = 2,   /* the newest: receives exceptions */
 	STATE_SEALED = 3,   /* closed: a newer store took over */
 	STATE_MERGING = 4,  /* the origin is being put back to this snapshot or an older one: see core/merge.c */
+	STATE_JOINED = 5,   /* a part, and only that */
+};
+
+/* The stores that one log lies in: its own, number 0, and those joined to it. */
+#define STORE_PARTS_MAX 16u
+#define PART_AREA_NONE UINT32_C(0xffffffff)
+
+/* A store that is joined to this one. */
+struct part {
+	uuid128_t uuid;
+	uint32_t first_area; /* the first area of the log that lies in it; PART_AREA_NONE: it stands by */
+	uint32_t skipped_slots; /* how many slots before that area are not used */
 };
 
 enum broken_reason {
@@ -98,6 +112,11 @@ struct superblock {
 	struct broken_mark witness;
 
 	struct fingerprint fingerprint;
+
+	uint32_t part_count; /* of parts[] */
+	struct part parts[STORE_PARTS_MAX - 1];
+	uuid128_t main_uuid; /* a part: the store it is joined to; else nil */
+	uint32_t part_index; /* a part: its number there, 1 or more; else 0 */
 };
 
 /* Encodes all SUPERBLOCK_BYTES of one copy; both copies are the same bytes. */

@@ -40,6 +40,7 @@
 #include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
@@ -81,6 +82,7 @@ struct disk_host {
 	unsigned workers_now;  /* requests with the workers */
 	unsigned outstanding;  /* submitted, done() not called yet */
 	unsigned disks_open;
+	uint64_t turn;         /* counts pushes */
 	struct list queue;     /* struct disk_io.link: waiting for io_submit */
 	struct list finished;  /* struct disk_io.link: waiting for done() */
 };
@@ -92,6 +94,9 @@ struct disk {
 	int buffered_fd;
 	dev_t device;          /* a device: its number; a file: its file system's */
 	ino_t inode;           /* a device: 0 */
+	bool fixed;            /* a file that must not grow */
+	uint64_t size_turn;    /* of a fixed one: how many pushes there were, and one, when its size was looked at */
+	uint64_t size_now;
 	bool dsync_absent;     /* writes with RWF_DSYNC were refused */
 	unsigned in_flight;
 };
@@ -223,7 +228,7 @@ static int work_transfer(struct disk_io *io)
 		} else if (bytes < 0 && bytes != -EINTR) {
 			return bytes == -EAGAIN ? -EIO : (int)bytes;
 		} else if (bytes == 0) {
-			if (io->op == DISK_WRITE || io->disk->info.is_device)
+			if (io->op == DISK_WRITE || io->disk->info.is_device || io->disk->fixed)
 				return -EIO;
 			zero_the_rest(io);
 		}
@@ -437,9 +442,41 @@ static int work_extents(struct disk_io *io)
 	return 0;
 }
 
+/* A device's size comes back as grown_bytes. What the file system keeps for root counts for root only. */
+static int work_measure(struct disk_io *io)
+{
+	const struct disk *disk = io->disk;
+	struct statvfs status;
+	uint64_t blocks;
+
+	io->room_bytes = UINT64_MAX;
+	if (disk->info.is_device)
+		return ioctl(disk->buffered_fd, BLKGETSIZE64, &io_work(io)->grown_bytes) < 0 ? -errno : 0;
+	if (fstatvfs(disk->buffered_fd, &status) < 0)
+		return -errno;
+	blocks = geteuid() == 0 ? status.f_bfree : status.f_bavail;
+	if (status.f_frsize != 0 && status.f_blocks != 0 && blocks < UINT64_MAX / status.f_frsize)
+		io->room_bytes = blocks * status.f_frsize;
+	return 0;
+}
+
 static bool changes_disk(const struct disk_io *io)
 {
-	return io->op != DISK_READ && io->op != DISK_FLUSH && io->op != DISK_EXTENTS;
+	return io->op != DISK_READ && io->op != DISK_FLUSH && io->op != DISK_EXTENTS && io->op != DISK_MEASURE;
+}
+
+/* DISK_OPEN_FIXED, as far as can be told before: who makes the file shorter does not wait for us. */
+static int check_fixed_size(const struct disk_io *io)
+{
+	uint64_t size_bytes = 0;
+	int error;
+
+	if (!io->disk->fixed || io->op == DISK_FLUSH || io->op == DISK_EXTENTS)
+		return 0;
+	error = file_size(io->disk->buffered_fd, &size_bytes);
+	if (error < 0)
+		return error;
+	return io->offset + io->length > size_bytes ? -EIO : 0;
 }
 
 static int work_check(const struct disk_io *io)
@@ -453,7 +490,7 @@ static int work_check(const struct disk_io *io)
 	if (info->is_device && (io->op == DISK_DISCARD || io->op == DISK_ZERO) &&
 	    io->offset + io->length > info->size_bytes)
 		return -EINVAL;
-	return 0;
+	return check_fixed_size(io);
 }
 
 static int work_do(struct disk_io *io)
@@ -472,6 +509,8 @@ static int work_do(struct disk_io *io)
 		return work_allocate(io);
 	case DISK_EXTENTS:
 		return work_extents(io);
+	case DISK_MEASURE:
+		return work_measure(io);
 	}
 	return -EINVAL;
 }
@@ -484,7 +523,7 @@ static void work_run(struct workers_job *job)
 	int error;
 
 	error = work_check(io);
-	if (error == 0 && (io->length > 0 || io->op == DISK_FLUSH))
+	if (error == 0 && (io->length > 0 || io->op == DISK_FLUSH || io->op == DISK_MEASURE))
 		error = work_do(io);
 	if (error == 0 && (io->flags & DISK_FUA) && (io->op == DISK_WRITE || io->op == DISK_ZERO))
 		error = sync_data(disk->buffered_fd);
@@ -637,6 +676,7 @@ static bool push_batch(struct disk_host *host)
 
 void disk_host_push(struct disk_host *host)
 {
+	host->turn++;
 	while (push_batch(host))
 		;
 	/* What io_submit refused is told by poll, like the rest: make sure that it is called. */
@@ -987,6 +1027,7 @@ static int describe(struct disk *disk, const struct stat *status, unsigned flags
 	disk->info.is_device = S_ISBLK(status->st_mode);
 	disk->info.has_fua = has_fua(disk->info.is_device ? status->st_rdev : status->st_dev);
 	disk->info.read_only = flags & DISK_OPEN_READ_ONLY;
+	disk->fixed = (flags & DISK_OPEN_FIXED) && S_ISREG(status->st_mode);
 	disk->info.sector_bytes = SECTOR_BYTES_MIN;
 	if (!disk->info.is_device) {
 		disk->info.size_bytes = (uint64_t)status->st_size;
@@ -1073,6 +1114,18 @@ bool disk_is_same(const struct disk *a, const struct disk *b)
 
 /* ---- Submitting. ---- */
 
+/* Whether a write that ends at `end` makes the file longer than it is: one look at its size a turn. */
+static bool grows(struct disk *disk, uint64_t end)
+{
+	if (disk->info.is_device)
+		return false;
+	if (!disk->fixed)
+		return end > disk->info.size_bytes;
+	if (disk->size_turn != disk->host->turn + 1 && file_size(disk->buffered_fd, &disk->size_now) == 0)
+		disk->size_turn = disk->host->turn + 1;
+	return disk->size_turn != disk->host->turn + 1 || end > disk->size_now;
+}
+
 /* Whether the direct path can take it. A write that grows a file would be done synchronously by io_submit. */
 static bool fits_direct(const struct disk_io *io, const struct iovec *iov, unsigned count)
 {
@@ -1083,7 +1136,7 @@ static bool fits_direct(const struct disk_io *io, const struct iovec *iov, unsig
 	if (io->op == DISK_WRITE) {
 		if (disk->info.read_only)
 			return false;
-		if (!disk->info.is_device && io->offset + io->length > disk->info.size_bytes)
+		if (grows(io->disk, io->offset + io->length))
 			return false;
 	}
 	return is_slice_aligned(iov, count, io->offset, disk->info.sector_bytes);

@@ -6,7 +6,7 @@
  * Rules an implementation keeps:
  * 1. disk_submit() never calls done() before it returns; every submitted request gets exactly one done().
  * 2. Short transfers, EINTR and EAGAIN are dealt with inside: done() is told 0 for the whole length, or an error.
- * 3. A READ past a regular file's end gives zeroes there. A WRITE past it grows the file.
+ * 3. A READ past a regular file's end gives zeroes there. A WRITE past it grows the file. (But see DISK_OPEN_FIXED.)
  * 4. Any byte range is accepted, and any buffer alignment. Ranges and buffers aligned to disk_info.sector_bytes take the
  *    direct path; the rest goes through the page cache on a worker thread, coherent with the direct path when the
  *    caller does not overlap them in time.
@@ -35,6 +35,7 @@ enum disk_op {
 	DISK_ZERO,     /* reads as zeroes afterwards, whatever that takes */
 	DISK_ALLOCATE, /* reserve space: fallocate on files (growing them), nothing on devices. -ENOSPC when full */
 	DISK_EXTENTS,  /* tell what is allocated: fills extents[] */
+	DISK_MEASURE,  /* look again: a device that has grown has its new size; of a file, room_bytes is filled in */
 };
 
 #define DISK_FUA 1u     /* WRITE, ZERO: durable when done() says 0 */
@@ -58,6 +59,7 @@ struct disk_io {
 	/* EXTENTS: where the answer goes. Adjacent extents differ in `hole`; they cover a prefix of the range. */
 	struct disk_extent *extents;
 	unsigned extents_max, extents_count;
+	uint64_t room_bytes; /* MEASURE: how much more a file's file system can take; UINT64_MAX where that is not known */
 
 	void (*done)(struct disk_io *io, int error); /* 0 or negative errno */
 	void *context;
@@ -83,6 +85,7 @@ struct disk_info {
 #define DISK_OPEN_READ_ONLY 1u
 #define DISK_OPEN_CREATE 2u /* a new file, mode 0600; -EEXIST if it is there */
 #define DISK_OPEN_LOCK 4u   /* exclusive for rowsnap: -EBUSY when another process has it, or the device is in use */
+#define DISK_OPEN_FIXED 16u /* a file's size is not ours to change: past the end it has now, all but EXTENTS give -EIO */
 #define DISK_OPEN_SHARED 8u /* with LOCK and READ_ONLY: a device that is mounted is opened all the same */
 
 /* At most `in_flight_max` requests are given to the kernel at once; more are queued inside. */

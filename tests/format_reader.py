@@ -3,7 +3,7 @@
 A second reader of stores, written from rowsnap-format(5) alone: what it reads otherwise than the product does is a
 fault in the product or in the page. Not a test by itself (no #! line).
 
-    chain = Chain([Store(path) for path in paths])     refuses with Refused, which says why
+    chain = Chain(open_stores(paths))                  refuses with Refused, which says why
     store.log                                          its entries by slot, None where one is missing
     chain.image("monday", "disk.img")                  a snapshot, block by block; None where reading is an error
 
@@ -22,9 +22,10 @@ MAGIC, VERSION, HEADER_BYTES = b"rowsnap\0", 1, 448
 SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, FIRST_AREA_OFFSET = 4096, (0, 524288), 1 << 20
 AREA_MAGIC, METADATA_BYTES, ENTRIES_MAX = b"RSar", 4096, 254
 SLOTS_MAX, ORIGIN_BYTES_MAX = 0xfffffff0, 1 << 44
-EMPTY, PREPARED, ACTIVE, SEALED, MERGING = range(5)
+JOINED_BYTES, JOINED, PARTS_MAX, NO_AREA = 832, 1, 15, 0xffffffff
+EMPTY, PREPARED, ACTIVE, SEALED, MERGING, STATE_JOINED = range(6)
 DATA, ZERO, LOST, VOID, FINGERPRINT = range(1, 6)
-ROLE_SNAPSHOT = 1
+ROLE_SNAPSHOT, ROLE_PART = 1, 3
 TYPE_NAMES = {DATA: "data", ZERO: "zero", LOST: "lost", VOID: "void", FINGERPRINT: "fingerprint"}
 BROKEN_METADATA = 4
 NIL = bytes(16)
@@ -49,6 +50,17 @@ def low(data, seed):
 
 
 # ---- superblock
+
+
+@dataclasses.dataclass
+class PartLink:
+    """A store joined to this one."""
+
+    uuid: bytes
+    first_area: int
+    skipped_slots: int
+
+    LAYOUT = struct.Struct("<16sII")
 
 
 @dataclasses.dataclass
@@ -88,17 +100,31 @@ class Superblock:
     witness_ns: int
     name_bytes: bytes
     fingerprint: list
+    part_index: int = 0
+    main: bytes = NIL
+    parts: list = dataclasses.field(default_factory=list)
 
     LAYOUT = struct.Struct("<8s5I4x2Q16s16s16s16s16s16s4I8Q2IQI4xQ64s")
     SECTORS = struct.Struct("<16Q")
+    PARTS = struct.Struct("<II16s")
 
     @classmethod
     def decode(cls, data):
-        return cls(*cls.LAYOUT.unpack_from(data), list(cls.SECTORS.unpack_from(data, cls.LAYOUT.size)))
+        superblock = cls(*cls.LAYOUT.unpack_from(data), list(cls.SECTORS.unpack_from(data, cls.LAYOUT.size)))
+        if superblock.incompat & JOINED:
+            count, superblock.part_index, superblock.main = cls.PARTS.unpack_from(data, HEADER_BYTES)
+            at = HEADER_BYTES + cls.PARTS.size
+            # one too many is kept as a fault
+            superblock.parts = [PartLink(*PartLink.LAYOUT.unpack_from(data, at + i * PartLink.LAYOUT.size))
+                                for i in range(min(count, PARTS_MAX + 1))]
+        return superblock
 
     def encode(self):
         fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        data = self.LAYOUT.pack(*fields[:-1]) + self.SECTORS.pack(*self.fingerprint)
+        data = self.LAYOUT.pack(*fields[:-4]) + self.SECTORS.pack(*self.fingerprint)
+        if self.incompat & JOINED:
+            data += self.PARTS.pack(len(self.parts), self.part_index, self.main)
+            data += b"".join(PartLink.LAYOUT.pack(*dataclasses.astuple(part)) for part in self.parts)
         return seal_superblock(data.ljust(SUPERBLOCK_BYTES, b"\0"))
 
     @property
@@ -119,13 +145,14 @@ class Superblock:
 
     def fault(self):
         """What is out of its range, or does not go together; None when all is well."""
-        return self.range_fault() or self.name_fault() or self.state_fault()
+        return self.range_fault() or self.name_fault() or self.state_fault() or self.parts_fault()
 
     def range_fault(self):
         return first_false({
             "header_bytes": HEADER_BYTES <= self.header_bytes <= SUPERBLOCK_BYTES - 8,
-            "role": self.role in (1, 2),
-            "state": self.state <= MERGING,
+            "joined header_bytes": not self.incompat & JOINED or self.header_bytes >= JOINED_BYTES,
+            "role": self.role in (1, 2, 3),
+            "state": self.state <= STATE_JOINED,
             "block_bytes": self.block_bytes in (4096, 8192, 16384, 32768, 65536),
             "slots_per_area": 1 <= self.slots_per_area <= ENTRIES_MAX,
             "first_area_offset": self.first_area_offset == FIRST_AREA_OFFSET,
@@ -148,6 +175,25 @@ class Superblock:
             return None if name == b"" else "name"
         good = re.fullmatch(rb"[A-Za-z0-9_][A-Za-z0-9._-]{0,62}", name) and name != b"origin"
         return None if good else "name"
+
+    def parts_fault(self):
+        is_part, slots = self.role == ROLE_PART, [part.first_area * self.slots_per_area for part in self.parts]
+        firsts = [part.first_area for part in self.parts]
+        return first_false({
+            "joined": (self.incompat & JOINED != 0) == (is_part or self.parts != []),
+            "state of a part": is_part == (self.state == STATE_JOINED),
+            "part_index": is_part == (self.part_index != 0) and self.part_index <= PARTS_MAX,
+            "main": is_part == (self.main != NIL) and self.main != self.uuid,
+            "part": not is_part or (not self.parts and self.clean == 1 and self.broken_reason == 0 and
+                                    (self.predecessor, self.successor, self.fold_source, self.witness) == (NIL,) * 4 and
+                                    self.durable_slots == self.log_slots == 0),
+            "part_count": len(self.parts) <= PARTS_MAX and (not self.parts or self.state not in (EMPTY, PREPARED)),
+            "part UUIDs": len({part.uuid for part in self.parts} | {self.uuid, NIL}) == len(self.parts) + 2,
+            "first_area": firsts == sorted(firsts) and
+                          all(slot <= SLOTS_MAX or first == NO_AREA for slot, first in zip(slots, firsts)),
+            "skipped_slots": all(part.skipped_slots <= (0 if part.first_area == NO_AREA else slot)
+                                 for part, slot in zip(self.parts, slots)),
+        })
 
     def state_fault(self):
         empty, merging = self.state == EMPTY, self.state == MERGING
@@ -190,7 +236,7 @@ def judge_copy(data):
     superblock = Superblock.decode(data)
     if superblock.version != VERSION:
         raise Refused(f"version {superblock.version}")
-    if superblock.incompat != 0:
+    if superblock.incompat & ~JOINED != 0:
         raise Refused(f"incompat features {superblock.incompat:#x}")
     return None if superblock.fault() else superblock
 
@@ -296,25 +342,66 @@ class Area:
 class Store:
     """One store, read when it is made: superblock, log, broken (the reason's number)."""
 
-    def __init__(self, path, data=None):
-        """With data, what the file would hold."""
+    def __init__(self, path, data=None, parts=()):
+        """With data, what the file would hold. The stores joined to it are among parts."""
         self.path, self.data = path, data
         if data is None:
             with open(path, "rb") as file:
                 self.data = file.read()
         self.superblock, self.good_copies = newest_copy([self.read(at, SUPERBLOCK_BYTES) for at in SUPERBLOCK_OFFSETS])
         self.seed = self.superblock.seed
+        self.skipped = set()
+        self.present = own_areas_present(self.superblock, self.superblock, self.data)
+        self.join([self.find_part(number, parts) for number in range(1, len(self.superblock.parts) + 1)])
         self.known_checksums = {}
         self.mark = self.superblock.log_slots if self.superblock.clean else self.find_mark()
         self.log = self.read_log()
         is_short = len(self.log) < self.mark
         if is_short and self.superblock.clean:
             raise Refused(f"{path} is shorter than its log")
-        self.broken = self.superblock.broken_reason or (BROKEN_METADATA if is_short or None in self.log else 0)
+        self.broken = self.superblock.broken_reason or (BROKEN_METADATA if is_short or self.has_holes() else 0)
         self.by_block = {}
         for slot, entry in enumerate(self.log):
             for block in entry.names() if entry else ():
                 self.by_block.setdefault(block, slot)
+
+    def has_holes(self):
+        return any(entry is None and slot not in self.skipped for slot, entry in enumerate(self.log))
+
+    def find_part(self, number, parts):
+        link, mine = self.superblock.parts[number - 1], self.superblock
+        found = [part for part in parts if part.superblock.uuid == link.uuid and part.superblock.main == mine.uuid]
+        if len(found) != 1:
+            raise Refused(f"{self.path} needs part {number}, {text(link.uuid)}")
+        other = found[0].superblock
+        same = [(s.volume, s.block_bytes, s.slots_per_area, s.origin_bytes) for s in (mine, other)]
+        if other.part_index != number or same[0] != same[1]:
+            raise Refused(f"{found[0].path} is not the part that it should be")
+        return found[0]
+
+    def join(self, parts):
+        """Makes of all parts' areas one row, as if they lay in one store."""
+        superblock = self.superblock
+        row, first, there, is_whole = self.data, 0, self.present, True
+        for link, part in zip(superblock.parts, parts):
+            if link.first_area == NO_AREA:
+                break
+            end = link.first_area * superblock.slots_per_area
+            self.skipped |= set(range(end - link.skipped_slots, end))
+            needed = [area for area in range(first, link.first_area)
+                      if not set(range(area * superblock.slots_per_area,
+                                       (area + 1) * superblock.slots_per_area)) <= self.skipped]
+            is_whole = is_whole and (not needed or needed[-1] < first + there)
+            row = self.cut(row, superblock.first_area_offset + link.first_area * superblock.area_bytes)
+            row += part.data[superblock.first_area_offset:]
+            first, there = link.first_area, own_areas_present(superblock, part.superblock, part.data)
+            if is_whole:
+                self.present = min(first + there, SLOTS_MAX // superblock.slots_per_area)
+        self.data = row
+
+    @staticmethod
+    def cut(data, length):
+        return data[:length].ljust(length, b"\0")
 
     def read(self, offset, length):
         """Past the end there are zeroes."""
@@ -338,23 +425,19 @@ class Store:
     def slot_is_right(self, slot):
         return self.slot_has(slot, self.log[slot].value)
 
-    def areas_max(self):
-        """How many the store can come to have."""
-        most = SLOTS_MAX // self.superblock.slots_per_area
-        if self.superblock.limit_bytes:
-            room = self.superblock.limit_bytes - self.superblock.first_area_offset
-            most = min(most, room // self.superblock.area_bytes)
-        return most
-
     def areas_present(self):
-        """How many are there: a file may end within the last."""
-        present = len(self.data) - self.superblock.first_area_offset
-        return min(self.areas_max(), max(0, -(-present // self.superblock.area_bytes)))
+        return self.present
+
+    def is_left_out(self, area):
+        per_area = self.superblock.slots_per_area
+        return all(slot in self.skipped for slot in range(area * per_area, (area + 1) * per_area))
 
     def find_mark(self):
         mark = self.superblock.durable_slots
         for number in range(self.areas_present()):
             headers = [header for header in Area(self, number).headers if header]
+            if self.is_left_out(number):
+                continue
             if not headers and number * self.superblock.slots_per_area >= mark:
                 break
             mark = max([mark] + [header.durable_slots for header in headers])
@@ -367,6 +450,11 @@ class Store:
             area = Area(self, number)
             for index in range(per_area):
                 slot, entry = number * per_area + index, area.entry(index)
+                if slot in self.skipped:
+                    entry = None
+                    if not self.superblock.clean or slot < self.mark:
+                        log.append(None)
+                        continue
                 if slot >= self.mark and (self.superblock.clean or not self.goes_on(entry, slot)):
                     return log
                 log.append(entry)
@@ -395,6 +483,34 @@ class Store:
                 for numbers, number in zip(known, Superblock.SECTORS.unpack_from(self.slot(slot))):
                     numbers.add(number)
         return all(number in numbers for number, numbers in zip(fingerprint(origin, size), known))
+
+
+def own_areas_present(main, superblock, data):
+    """How many areas there are in one part: a file may end within the last."""
+    most = SLOTS_MAX // main.slots_per_area
+    if superblock.limit_bytes:
+        most = min(most, (superblock.limit_bytes - main.first_area_offset) // main.area_bytes)
+    present = len(data) - main.first_area_offset
+    return min(most, max(0, -(-present // main.area_bytes)))
+
+
+class Part:
+    """What is joined to another store, and nothing by itself."""
+
+    def __init__(self, path, data):
+        self.path, self.data = path, data
+        copies = [data[at:at + SUPERBLOCK_BYTES].ljust(SUPERBLOCK_BYTES, b"\0") for at in SUPERBLOCK_OFFSETS]
+        self.superblock, self.good_copies = newest_copy(copies)
+
+
+def open_stores(paths):
+    """Those that are stores by themselves, with their parts; a part that none has is left out."""
+    given = []
+    for path in paths:
+        with open(path, "rb") as file:
+            given.append(Part(path, file.read()))
+    parts = [one for one in given if one.superblock.role == ROLE_PART]
+    return [Store(one.path, one.data, parts) for one in given if one.superblock.role != ROLE_PART]
 
 
 def fingerprint(origin, size):

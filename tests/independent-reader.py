@@ -17,7 +17,7 @@ import threading
 import time
 
 import format_reader
-from format_reader import Chain, Entry, Header, Refused, Store
+from format_reader import Chain, Entry, Header, Refused, Store, open_stores
 from sandbox import KIB, MIB, ROWSNAP, SLOW, Folder, Volume
 from xxh3 import xxh3_64
 
@@ -35,9 +35,9 @@ def check(text, ok, directive=""):
 
 
 def open_chain(volume):
-    stores = [Store(volume.path / path) for path in volume.stores.values()]
-    volume.chance.shuffle(stores)
-    return Chain(stores)
+    paths = [volume.path / path for path in (*volume.stores.values(), *volume.parts)]
+    volume.chance.shuffle(paths)
+    return Chain(open_stores(paths))
 
 
 def shown(store, path):
@@ -51,7 +51,7 @@ def shown(store, path):
         "superblock_copies_good": store.good_copies, "origin_bytes": superblock.origin_bytes,
         "block_bytes": superblock.block_bytes, "slots_per_area": superblock.slots_per_area,
         "area_bytes": superblock.area_bytes, "clean": superblock.clean == 1, "log_slots": len(store.log),
-        "blocks": len(store.by_block), "data_entries": sum(entry.type == format_reader.DATA for entry in store.log),
+        "blocks": len(store.by_block), "data_entries": sum(entry.type == format_reader.DATA for entry in store.log if entry),
         "exceptions": store.exceptions(),
     }
 
@@ -64,7 +64,7 @@ def compare(volume, what):
     for store in chain.stores:
         name = store.superblock.name
         path = volume.stores[name]
-        told = json.loads(volume.rowsnap("inspect", "--exceptions", "--json", path))["stores"][0]
+        told = json.loads(volume.rowsnap("inspect", "--exceptions", "--json", path, *volume.parts))["stores"][0]
         mine = shown(store, path)
         differences = [key for key in mine if mine[key] != told.get(key)]
         check(f"{what}: {name}: inspect shows the same {len(store.log)} entries, and all else", differences == [])
@@ -72,7 +72,7 @@ def compare(volume, what):
             print(f"# {key}: {str(told.get(key))[:300]}\n# not {str(mine[key])[:300]}")
         check(f"{what}: {name}: all its data has the right checksum",
               all(store.slot_is_right(slot) for slot, entry in enumerate(store.log)
-                  if entry.type in (format_reader.DATA, format_reader.FINGERPRINT)))
+                  if entry and entry.type in (format_reader.DATA, format_reader.FINGERPRINT)))
     for name in volume.stores:
         blocks = chain.image(name, volume.origin)
         good = None not in blocks and b"".join(blocks) == volume.expected[name]
@@ -94,7 +94,8 @@ def compare_replay(volume, what):
         return
     same = True
     for name in volume.stores:
-        volume.rowsnap("replay", f"--snapshot={name}", "-o", "replayed.img", "disk.img", *volume.stores.values())
+        volume.rowsnap("replay", f"--snapshot={name}", "-o", "replayed.img", "disk.img", *volume.stores.values(),
+                       *volume.parts)
         same = same and (volume.path / "replayed.img").read_bytes() == volume.expected[name]
         os.unlink(volume.path / "replayed.img")
     check(f"{what}: replay writes the same", same)
@@ -236,6 +237,43 @@ def test_killed_while_folding():
             kill_while_folding(volume, name, seconds)
         volume.stop()
         compare(volume, "after all these folds")
+
+
+def test_store_in_parts():
+    """A store that was full twice, stopped and killed; a part's disk had been a store before."""
+    with Volume(4 * MIB, slots_per_area=16, seed=6) as volume:
+        volume.start()
+        volume.snapshot("old")
+        volume.write(100)
+        volume.remember()
+        part = volume.stores["old"]
+        volume.drop("old")
+        # format asks for the usual areas at least; limits are of two of these, which is many of ours
+        volume.snapshot("small", size=2 * MIB)
+        volume.extend("small", part, size=3 * MIB)
+        volume.extend("small", "other.store")
+        while firsts_of(volume)[1] is None:
+            volume.write(20)
+        volume.write(20)
+        volume.remember()
+        volume.stop()
+        chain = compare(volume, "in three stores, stopped")
+        firsts = [part.first_area for part in chain.stores[0].superblock.parts]
+        check("in three stores: each has areas", 0 < firsts[0] < firsts[1] < format_reader.NO_AREA)
+        volume.start()
+        volume.kill_while_writing()
+        compare(volume, "in three stores, killed")
+        try:
+            open_stores([volume.path / path for path in (*volume.stores.values(), *volume.parts[1:])])
+            check("in three stores: one that is missing is refused", False)
+        except Refused:
+            check("in three stores: one that is missing is refused", True)
+
+
+def firsts_of(volume):
+    """Where the parts begin, None for those that stand by, by how much they hold."""
+    parts = json.loads(volume.rowsnap("list", "v", "--json"))["snapshots"][0]["parts"]
+    return [part["store"] if part["used_bytes"] > MIB else None for part in parts[1:]]
 
 
 def test_store_used_again():

@@ -23,6 +23,7 @@ from format_reader import Superblock
 
 ROWSNAP = os.environ.get("ROWSNAP", str(pathlib.Path(__file__).resolve().parent.parent / "build/rowsnap"))
 SLOW = int(os.environ.get("ROWSNAP_SLOW", "1"))
+SANITIZED = b"__asan_" in pathlib.Path(ROWSNAP).read_bytes()
 VOLUME = "v"
 KIB, MIB = 1024, 1024 * 1024
 RUNNING_SECONDS = 0.3  # at most, before a SIGKILL
@@ -83,10 +84,10 @@ class Folder:
 class Server:
     """`rowsnap serve`: is_ready, or ended by itself."""
 
-    def __init__(self, folder, arguments):
+    def __init__(self, folder, arguments, program=(ROWSNAP,)):
         self.folder = folder
         self.errors = tempfile.TemporaryFile()
-        self.process = subprocess.Popen([ROWSNAP, "serve", f"--volume={VOLUME}", *map(str, arguments)],
+        self.process = subprocess.Popen([*map(str, program), "serve", f"--volume={VOLUME}", *map(str, arguments)],
                                         cwd=folder.path, env=folder.environment, stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=self.errors, bufsize=0)
         self.output = b""
@@ -123,27 +124,27 @@ class Server:
 
 
 class Volume(Folder):
-    """An origin, disk.img, its server, and what each snapshot held: expected[NAME]."""
+    """An origin, disk.img, its server, and what each snapshot held: expected[NAME]. Parts are paths."""
 
     def __init__(self, origin_bytes, block_bytes=4 * KIB, slots_per_area=254, seed=1):
         super().__init__()
         self.chance = random.Random(seed)
         self.origin_bytes, self.block_bytes, self.slots_per_area = origin_bytes, block_bytes, slots_per_area
-        self.expected, self.stores, self.server = {}, {}, None
+        self.expected, self.stores, self.parts, self.server = {}, {}, [], None
         self.origin = self.path / "disk.img"
         self.origin.write_bytes(self.chance.randbytes(origin_bytes))
 
     def start(self):
-        self.server = self.serve("disk.img", *self.stores.values())
+        self.server = self.serve("disk.img", *self.parts, *self.stores.values())
         if not self.server.is_ready:
             raise RuntimeError(f"not served: {self.server.error_lines()}")
 
     def stop(self):
         self.server.stop()
 
-    def format(self, path):
+    def format(self, path, *options):
         """Small areas make small stores of many: no option asks for them, but every reader must know them."""
-        self.rowsnap("format", f"--block-size={self.block_bytes}", path)
+        self.rowsnap("format", f"--block-size={self.block_bytes}", *options, path)
         with open(self.path / path, "r+b") as file:
             superblock = Superblock.decode(file.read(format_reader.SUPERBLOCK_BYTES))
             superblock.slots_per_area = self.slots_per_area
@@ -151,11 +152,16 @@ class Volume(Folder):
                 file.seek(offset)
                 file.write(superblock.encode())
 
-    def snapshot(self, name, path=None):
+    def snapshot(self, name, path=None, size=None):
         path = path or f"{name}.store"
-        self.format(path)
+        self.format(path, *([f"--size={size}"] if size else []))
         self.rowsnap("snapshot", "v", name, path)
         self.stores[name] = path
+
+    def extend(self, name, path, size=None):
+        self.rowsnap("format", f"--block-size={self.block_bytes}", *([f"--size={size}"] if size else []), path)
+        self.rowsnap("extend", "v", name, path)
+        self.parts.append(path)
 
     def drop(self, name):
         self.rowsnap("drop", "v", name)

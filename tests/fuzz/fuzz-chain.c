@@ -691,9 +691,9 @@ static int look_at(struct look *look, bool carry_out)
 		seen.fault = seen.fault || stores[i].load_error != 0;
 	if (error == 0 && carry_out && repair_is_planned(look->repair))
 		error = repair_carry_out(look->repair);
+	check_end(&check);
 	for (size_t i = 0; i < given.count; i++)
 		store_close(stores[i].store);
-	check_end(&check);
 	return error;
 }
 

@@ -40,9 +40,9 @@ void sim_check_stores(struct disk_host *host, struct sim_file *const *files, siz
 			check.count++;
 	if (check.count > 0 && check_run(&check) != 0)
 		sim_fail("out of memory");
+	check_end(&check);
 	for (size_t i = 0; i < check.count; i++)
 		store_close(stores[i].store);
-	check_end(&check);
 	sim_set_immediate(host, false);
 	(void)sim_memory_pause(paused);
 	sim_give(stores);

@@ -56,7 +56,7 @@ void report_hang(const struct run *run, const char *what)
 			       run->clients[i].snap != NULL ? run->clients[i].snap->name : "origin");
 	for (unsigned i = 0; i < run->snap_count; i++)
 		if (run->snaps[i].busy)
-			printf("# %s of snapshot %s waits\n", run->snaps[i].state == SNAP_CREATING ? "creation" : "drop",
+			printf("# %s of snapshot %s waits\n", run->snaps[i].state == SNAP_CREATING ? "creation" : "drop or extend",
 			       run->snaps[i].name);
 	if (run->stopping && !run->stopped)
 		printf("# the stop waits\n");
@@ -203,7 +203,8 @@ size_t choose_paths(struct run *run, const char **paths, bool all)
 		if (found < FOUND_PREPARED ||
 		    (found == FOUND_PREPARED && snap->state != SNAP_EXISTS && !all && random_chance(&run->random, 500)))
 			continue;
-		paths[count++] = sim_file_name(run->stores[snap->store]);
+		run->store_lost = run->store_lost || snap_lost_part(run, snap);
+		count += snap_paths(run, snap, paths + count);
 	}
 	shuffle(run, paths, count);
 	return count;

@@ -53,7 +53,7 @@ static int try_merge(struct run *run, const struct snap *target, bool by_record,
 
 	for (unsigned i = 0; i < run->snap_count && !by_record; i++)
 		if (run->snaps[i].state != SNAP_GONE && !run->snaps[i].absent)
-			paths[count++] = sim_file_name(run->stores[run->snaps[i].store]);
+			count += snap_paths(run, &run->snaps[i], paths + count);
 	shuffle(run, paths, count);
 	sim_trace("==== merge to %s%s%s", target->name, by_record ? " by the record" : "", options.dry_run ? ", dry" : "");
 	error = merge_run(run->host, "origin", paths, count, &options, report, &complaint);

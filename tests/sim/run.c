@@ -35,6 +35,18 @@ static void plan_crash(struct run *run, enum crash_kind kind, uint64_t steps)
 	sim_set_crash(run->host, &plan);
 }
 
+static void choose_operation(struct run *run)
+{
+	uint64_t dice = random_below(&run->random, 1000);
+
+	if (dice < 500)
+		take_snapshot(run);
+	else if (dice < 800)
+		drop_snapshot(run);
+	else
+		extend_snapshot(run);
+}
+
 /* One of the first allocations fails, or some all the time. */
 static void plan_memory(struct run *run)
 {
@@ -93,7 +105,7 @@ static void one_life(struct run *run)
 		if (run->faulty && random_chance(random, 2))
 			vanish(run);
 		if (dice < operations && snaps_busy(run) < 3)
-			random_chance(random, 600) ? take_snapshot(run) : drop_snapshot(run);
+			choose_operation(run);
 		else if (dice < 500)
 			submit_random(run);
 		else

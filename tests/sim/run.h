@@ -40,6 +40,8 @@ struct snap {
 	char name[32];
 	enum snap_state state;
 	unsigned store;
+	unsigned parts; /* bit mask of the stores that were joined to it, or were to be */
+	unsigned joining; /* the one that is under way */
 	bool busy, absent, begun;
 	bool doubtful; /* its drop failed with its store's disk: it may be carried out at the next start */
 	struct oracle_snapshot *oracle;
@@ -145,6 +147,10 @@ void snapshot_take(struct run *run, unsigned store); /* into a store not in use 
 void snapshot_drop(struct run *run, struct snap *snap);
 void take_snapshot(struct run *run); /* these: at random */
 void drop_snapshot(struct run *run);
+void extend_snapshot(struct run *run);
+/* Adds the paths of a snapshot's store and of its parts, as far as these say that they are. */
+size_t snap_paths(const struct run *run, const struct snap *snap, const char **paths);
+bool snap_lost_part(const struct run *run, const struct snap *snap); /* to a disk that fails */
 
 /* ---- run.c ---- */
 

@@ -330,6 +330,7 @@ static void carry_out_sector(struct disk_io *io, uint64_t index)
 	case DISK_FLUSH:
 	case DISK_ALLOCATE:
 	case DISK_EXTENTS:
+	case DISK_MEASURE:
 		return;
 	}
 	if (file->is_origin)
@@ -520,6 +521,7 @@ static int choose_fault(struct disk_io *io)
 	case DISK_ALLOCATE:
 		return !host->faults_paused && random_chance(random, faults->no_room) ? -ENOSPC : 0;
 	case DISK_EXTENTS:
+	case DISK_MEASURE:
 		return 0;
 	}
 	return 0;
@@ -821,6 +823,9 @@ static int finish(struct disk_io *io)
 		break;
 	case DISK_EXTENTS:
 		extents(io);
+		break;
+	case DISK_MEASURE:
+		io->room_bytes = UINT64_MAX;
 		break;
 	}
 	return error;

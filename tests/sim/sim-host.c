@@ -162,6 +162,9 @@ static struct record *record_copy(const struct record *record)
 			sim_fail("out of memory");
 		copy->stores[i].broken = store->broken;
 	}
+	for (size_t i = 0; i < record->part_count; i++)
+		if (record_add_part(copy, &record->parts[i].main_uuid, &record->parts[i].uuid, record->parts[i].path) != 0)
+			sim_fail("out of memory");
 	(void)sim_memory_pause(paused);
 	return copy;
 }

@@ -15,6 +15,55 @@ void snap_gone(struct snap *snap)
 	snap->oracle = NULL;
 	snap->state = SNAP_GONE;
 	run->store_used[snap->store] = false;
+	for (unsigned i = 0; i < run->store_count; i++)
+		if ((snap->parts & 1u << i) != 0)
+			run->store_used[i] = false;
+	snap->parts = 0;
+}
+
+/* Whether a store's superblock says, to somebody who looks at the disk, that it is a part; *found: that there is one. */
+static bool looks_like_part(const struct run *run, unsigned store, bool *found)
+{
+	static const uint64_t offsets[] = { SUPERBLOCK_OFFSET_0, SUPERBLOCK_OFFSET_1 };
+	uint64_t generation = 0;
+	bool part = false;
+
+	*found = false;
+	for (unsigned i = 0; i < 2; i++) {
+		uint8_t bytes[SUPERBLOCK_BYTES];
+		struct superblock superblock;
+
+		sim_file_peek(run->stores[store], offsets[i], bytes, sizeof(bytes));
+		if (superblock_decode(bytes, &superblock, NULL) != 0 || superblock.generation < generation)
+			continue;
+		generation = superblock.generation;
+		part = superblock.role == ROLE_PART;
+		*found = true;
+	}
+	return part;
+}
+
+size_t snap_paths(const struct run *run, const struct snap *snap, const char **paths)
+{
+	size_t count = 0;
+	bool found;
+
+	paths[count++] = sim_file_name(run->stores[snap->store]);
+	for (unsigned i = 0; i < run->store_count; i++)
+		if ((snap->parts & 1u << i) != 0 && looks_like_part(run, i, &found))
+			paths[count++] = sim_file_name(run->stores[i]);
+	return count;
+}
+
+bool snap_lost_part(const struct run *run, const struct snap *snap)
+{
+	bool found;
+
+	for (unsigned i = 0; i < run->store_count; i++)
+		if ((snap->parts & 1u << i) != 0 && !looks_like_part(run, i, &found) && !found &&
+		    sim_superblock_failed(run->stores[i]))
+			return true;
+	return false;
 }
 
 /* Whether the volume lists a snapshot of this name, and how. */
@@ -69,6 +118,25 @@ static void dropped(struct operation *operation, int error)
 	else if (export_find(&run->exports, snap->name) != NULL)
 		snap->state = SNAP_EXISTS;
 	snap->doubtful = snap->doubtful || (error != 0 && may_fail(run));
+}
+
+/* A store that could not be joined may say all the same that it is: it is not used for anything else. */
+static void extended(struct operation *operation, int error)
+{
+	struct snap *snap = operation->context;
+	struct run *run = snap->run;
+
+	sim_trace("extend %s: %s %s", snap->name, strerror(-error), operation->complaint.why);
+	snap->busy = false;
+	if (sim_is_dead(run->host))
+		return;
+	if (error != 0 && error != -EINVAL && error != -ENOENT && !may_fail(run) && !run->stopping)
+		sim_fail("snapshot %s cannot be extended: %s: %s", snap->name, operation->complaint.what,
+			 operation->complaint.why);
+	if (error != -EINVAL && error != -ENOENT)
+		return;
+	snap->parts &= ~(1u << snap->joining);
+	run->store_used[snap->joining] = false;
 }
 
 static void begun(struct operation *operation)
@@ -161,6 +229,29 @@ void drop_snapshot(struct run *run)
 		return;
 	if (snap->state == SNAP_EXISTS || may_fail(run))
 		snapshot_drop(run, snap);
+}
+
+/* The newest, usually: of another it is refused. */
+void extend_snapshot(struct run *run)
+{
+	unsigned store = (unsigned)random_below(&run->random, run->store_count);
+	struct snap *snap = NULL;
+
+	for (unsigned i = 0; i < run->snap_count; i++)
+		if (run->snaps[i].state == SNAP_EXISTS && !run->snaps[i].absent && !run->snaps[i].busy)
+			snap = &run->snaps[i];
+	if (random_chance(&run->random, 50))
+		snap = choose_snap(run);
+	if (snap == NULL || snap->busy || run->store_used[store] || sim_file_is_open(run->stores[store]))
+		return;
+	format_store(run, store);
+	run->store_used[store] = true;
+	snap->parts |= 1u << store;
+	snap->joining = store;
+	snap->busy = true;
+	snap->operation = (struct operation){ .done = extended, .context = snap };
+	sim_trace("extend %s by %s", snap->name, sim_file_name(run->stores[store]));
+	volume_extend(run->volume, &snap->operation, snap->name, sim_file_name(run->stores[store]), 0);
 }
 
 struct snap *choose_snap(struct run *run)

@@ -208,9 +208,9 @@ static int look(const char *numbers, bool repair)
 	if (error == 0 && repair && repair_is_planned(&plan))
 		error = repair_carry_out(&plan);
 	repair_end(&plan);
+	check_end(&check);
 	for (size_t i = 0; i < check.count; i++)
 		store_close(stores[i].store);
-	check_end(&check);
 	return error;
 }
 

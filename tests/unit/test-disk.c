@@ -1015,6 +1015,50 @@ static void test_set_size(struct disk_host *host, const char *folder)
 	disk_close(disk);
 }
 
+/* A file that was truncated beneath us: direct and buffered, what lies behind its end now fails, and it does not grow. */
+static void test_fixed_size(struct disk_host *host, const char *folder)
+{
+	static const uint64_t ends[] = { MIB, 300 * KIB, 300 * KIB + 100 };
+	uint8_t *buffer = get_buffer(64 * KIB);
+	char path[PATH_BYTES];
+	struct disk *disk;
+
+	make_path(path, folder, "fixed");
+	if (!make_file(path, MIB) || disk_open(host, path, DISK_OPEN_FIXED, &disk) != 0)
+		abort();
+	fill_random(buffer, 64 * KIB);
+	for (unsigned i = 0; i < 3; i++) {
+		const uint64_t end = ends[i], inside = end / 4096 * 4096 - 4096;
+		struct stat status;
+		bool is_good;
+
+		if (truncate(path, (off_t)end) != 0)
+			abort();
+		is_good = run_write(host, disk, 0, buffer, 4096, inside) == 0 &&
+			  disk_read_wait(host, disk, buffer, 4096, inside) == 0 &&
+			  run_write(host, disk, DISK_FUA, buffer, 100, inside + 7) == 0 &&
+			  run_op(host, disk, DISK_ZERO, 0, inside, 4096) == 0 && run_op(host, disk, DISK_FLUSH, 0, 0, 0) == 0;
+		check("fixed size: before the file's end all is as ever", is_good);
+		is_good = run_write(host, disk, 0, buffer, 64 * KIB, inside) == -EIO &&
+			  run_write(host, disk, 0, buffer, 4096, MIB) == -EIO &&
+			  run_write(host, disk, 0, buffer, 5, end - 1) == -EIO &&
+			  disk_read_wait(host, disk, buffer, 64 * KIB, inside) == -EIO &&
+			  disk_read_wait(host, disk, buffer, 4096, MIB) == -EIO &&
+			  disk_read_wait(host, disk, buffer, 2, end - 1) == -EIO &&
+			  run_op(host, disk, DISK_ZERO, 0, inside, 64 * KIB) == -EIO;
+		check("fixed size: behind it all fails", is_good);
+		check("fixed size: and the file is as long as before",
+		      stat(path, &status) == 0 && (uint64_t)status.st_size == end);
+	}
+	if (truncate(path, MIB) != 0)
+		abort();
+	check("fixed size: when it has its length again, it reads as zeroes there",
+	      disk_read_wait(host, disk, buffer, 4096, MIB - 4096) == 0 && is_zero(buffer, 4096) &&
+		      run_write(host, disk, 0, buffer, 4096, MIB - 4096) == 0);
+	disk_close(disk);
+	free(buffer);
+}
+
 static void test_small(const char *folder)
 {
 	char small[PATH_BYTES];
@@ -1078,6 +1122,7 @@ int main(void)
 	test_file_size_limit(host, folder);
 	test_odds(host);
 	test_set_size(host, folder);
+	test_fixed_size(host, folder);
 	test_refusals(host, folder);
 	test_again_in_a_crowd(folder);
 	if (make_folder(memory_folder, "/dev/shm")) {

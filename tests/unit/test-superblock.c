@@ -123,6 +123,34 @@ static struct superblock plain_superblock(enum store_state state)
 	return superblock;
 }
 
+/* An active one with three parts: two that the log has been in, the second skipping to it, and one that stands by. */
+static struct superblock joined_superblock(void)
+{
+	struct superblock superblock = plain_superblock(STATE_ACTIVE);
+
+	superblock.incompat = FEATURE_JOINED;
+	superblock.part_count = 3;
+	superblock.parts[0] = (struct part){ uuid_of(0x80), 0x01020304, 0 };
+	superblock.parts[1] = (struct part){ uuid_of(0x90), 0x01020305, 0x00000a0b };
+	superblock.parts[2] = (struct part){ uuid_of(0xa0), PART_AREA_NONE, 0 };
+	superblock.geometry.slots_per_area = 100;
+	return superblock;
+}
+
+static struct superblock part_superblock(void)
+{
+	struct superblock superblock = plain_superblock(STATE_PREPARED);
+
+	superblock.incompat = FEATURE_JOINED;
+	superblock.role = ROLE_PART;
+	superblock.state = STATE_JOINED;
+	superblock.clean = true;
+	memset(&superblock.predecessor_uuid, 0, sizeof(superblock.predecessor_uuid));
+	superblock.part_index = 2;
+	superblock.main_uuid = uuid_of(0x90);
+	return superblock;
+}
+
 static bool bytes_are(const uint8_t *bytes, const char *hex)
 {
 	for (size_t i = 0; hex[2 * i] != '\0'; i++) {
@@ -204,16 +232,44 @@ static void test_exact_bytes(void)
 	      XXH3_64bits(bytes, sizeof(bytes)) == UINT64_C(0x792704d7b954452c));
 }
 
+static void test_exact_bytes_of_parts(void)
+{
+	static const uint8_t zeroes[SUPERBLOCK_BYTES];
+	struct superblock superblock = joined_superblock();
+	uint8_t bytes[SUPERBLOCK_BYTES];
+
+	memset(bytes, 0xee, sizeof(bytes));
+	superblock_encode(bytes, &superblock);
+	check("joined: header_bytes is 832", bytes_are(bytes + 12, "40030000"));
+	check("joined: incompat bit 0", bytes_are(bytes + 24, "01000000"));
+	check("joined: bytes 448-451: part_count", bytes_are(bytes + 448, "03000000"));
+	check("joined: part_index and main UUID are zeroes", memcmp(bytes + 452, zeroes, 20) == 0);
+	check("joined: bytes 472-495: part 1", bytes_are(bytes + 472, "808182838485868788898a8b8c8d8e8f0403020100000000"));
+	check("joined: bytes 496-519: part 2", bytes_are(bytes + 496, "909192939495969798999a9b9c9d9e9f050302010b0a0000"));
+	check("joined: bytes 520-543: part 3", bytes_are(bytes + 520, "a0a1a2a3a4a5a6a7a8a9aaabacadaeafffffffff00000000"));
+	check("joined: zeroes behind", memcmp(bytes + 544, zeroes, CHECKSUM_OFFSET - 544) == 0);
+	superblock = part_superblock();
+	superblock_encode(bytes, &superblock);
+	check("part: role 3, state 5", bytes_are(bytes + 144, "0300000005000000"));
+	check("part: part_count 0, part_index, main UUID",
+	      bytes_are(bytes + 448, "0000000002000000909192939495969798999a9b9c9d9e9f"));
+	superblock = plain_superblock(STATE_ACTIVE);
+	superblock.incompat = FEATURE_JOINED;
+	superblock_encode(bytes, &superblock);
+	check("without parts there is no such feature", bytes_are(bytes + 24, "00000000") && bytes_are(bytes + 12, "c0010000"));
+}
+
 static void test_places(void)
 {
 	check("copy 0 is at 0, copy 1 at 512 KiB, the first area at 1 MiB",
 	      SUPERBLOCK_OFFSET_0 == 0 && SUPERBLOCK_OFFSET_1 == 524288 && FIRST_AREA_OFFSET == 1048576);
 	check("states have the documented numbers", STATE_EMPTY == 0 && STATE_PREPARED == 1 && STATE_ACTIVE == 2 &&
-							    STATE_SEALED == 3 && STATE_MERGING == 4);
+							    STATE_SEALED == 3 && STATE_MERGING == 4 &&
+							    STATE_JOINED == 5);
 	check("broken reasons have the documented numbers",
 	      BROKEN_NOT == 0 && BROKEN_FULL == 1 && BROKEN_STORE_ERROR == 2 && BROKEN_BARRIER == 3 &&
 		      BROKEN_METADATA == 4 && BROKEN_ORIGIN_CHANGED == 5);
-	check("roles have the documented numbers", ROLE_SNAPSHOT == 1 && ROLE_FORK == 2);
+	check("roles have the documented numbers", ROLE_SNAPSHOT == 1 && ROLE_FORK == 2 && ROLE_PART == 3);
 }
 
 static bool same_chain_fields(const struct superblock *a, const struct superblock *b)
@@ -229,9 +285,19 @@ static bool same_chain_fields(const struct superblock *a, const struct superbloc
 	       memcmp(a->name, b->name, sizeof(a->name)) == 0;
 }
 
+static bool same_parts(const struct superblock *a, const struct superblock *b)
+{
+	for (uint32_t i = 0; i < a->part_count && i < b->part_count; i++)
+		if (!uuid_equal(&a->parts[i].uuid, &b->parts[i].uuid) || a->parts[i].first_area != b->parts[i].first_area ||
+		    a->parts[i].skipped_slots != b->parts[i].skipped_slots)
+			return false;
+	return a->part_count == b->part_count && a->part_index == b->part_index &&
+	       uuid_equal(&a->main_uuid, &b->main_uuid);
+}
+
 static bool same_superblock(const struct superblock *a, const struct superblock *b)
 {
-	return same_chain_fields(a, b) && a->created_ns == b->created_ns && a->sealed_ns == b->sealed_ns &&
+	return same_chain_fields(a, b) && same_parts(a, b) && a->created_ns == b->created_ns && a->sealed_ns == b->sealed_ns &&
 	       a->origin_bytes == b->origin_bytes && a->geometry.block_bytes == b->geometry.block_bytes &&
 	       a->geometry.slots_per_area == b->geometry.slots_per_area &&
 	       a->geometry.first_area_offset == b->geometry.first_area_offset && a->limit_bytes == b->limit_bytes &&
@@ -322,6 +388,29 @@ static struct superblock random_superblock(uint64_t *state)
 	return superblock;
 }
 
+static void add_random_parts(uint64_t *state, struct superblock *superblock)
+{
+	uint32_t first = 0, most = SLOT_INDEX_MAX / superblock->geometry.slots_per_area;
+
+	if (superblock->state == STATE_EMPTY || superblock->state == STATE_PREPARED || random_below(state, 3) != 0)
+		return;
+	superblock->incompat = FEATURE_JOINED;
+	superblock->part_count = (uint32_t)(1 + random_below(state, STORE_PARTS_MAX - 1));
+	for (uint32_t i = 0; i < superblock->part_count; i++) {
+		struct part *part = &superblock->parts[i];
+
+		random_fill(state, part->uuid.bytes, sizeof(part->uuid.bytes));
+		if (first != PART_AREA_NONE)
+			first += (uint32_t)random_below(state, most - first + 1);
+		if (random_below(state, 8) == 0)
+			first = PART_AREA_NONE;
+		part->first_area = first;
+		if (first != PART_AREA_NONE)
+			part->skipped_slots =
+				(uint32_t)random_below(state, (uint64_t)first * superblock->geometry.slots_per_area + 1);
+	}
+}
+
 static void test_round_trip(void)
 {
 	uint64_t state = 1;
@@ -332,6 +421,7 @@ static void test_round_trip(void)
 		uint8_t bytes[SUPERBLOCK_BYTES];
 		const char *why = NULL;
 
+		add_random_parts(&state, &before);
 		superblock_encode(bytes, &before);
 		if (superblock_decode(bytes, &after, &why) != 0 || why != NULL || !same_superblock(&before, &after))
 			misses++;
@@ -397,13 +487,15 @@ static void test_torn(void)
 	check("a torn write of the superblock is refused wherever it was torn", accepted == 0);
 }
 
-enum base { BASE_EMPTY, BASE_PREPARED, BASE_ACTIVE, BASE_SEALED, BASE_MERGING, BASE_FULL };
+enum base { BASE_EMPTY, BASE_PREPARED, BASE_ACTIVE, BASE_SEALED, BASE_MERGING, BASE_FULL, BASE_JOINED, BASE_PART };
 
 static void encode_base(uint8_t *bytes, enum base base)
 {
-	struct superblock superblock = base == BASE_EMPTY ? empty_superblock() :
-				       base == BASE_FULL  ? full_superblock() :
-							    plain_superblock((enum store_state)base);
+	struct superblock superblock = base == BASE_EMPTY  ? empty_superblock() :
+				       base == BASE_FULL   ? full_superblock() :
+				       base == BASE_JOINED ? joined_superblock() :
+				       base == BASE_PART   ? part_superblock() :
+							     plain_superblock((enum store_state)base);
 
 	superblock_encode(bytes, &superblock);
 }
@@ -519,6 +611,49 @@ static const struct fault bad_identities[] = {
 	AT(BASE_ACTIVE, 319, "x", "name:"),
 	AT(BASE_ACTIVE, 256, "0123456789012345678901234567890123456789012345678901234567890123",
 	   "name: not terminated"),
+};
+
+static const struct fault bad_parts[] = {
+	AT(BASE_JOINED, 12, "\x3f\x03\0\0", "header_bytes:"),
+	AT(BASE_PART, 12, "\xc0\x01\0\0", "header_bytes:"),
+	AT(BASE_ACTIVE, 12, "\x40\x03\0\0\0\0\0\0\0\0\0\0\1", "incompat features:"),
+	AT(BASE_PART, 24, "\0", "role:"),
+	AT(BASE_ACTIVE, 144, "\3", "role:"),
+	AT(BASE_ACTIVE, 148, "\5", "state:"),
+	AT(BASE_PART, 148, "\2", "state:"),
+	AT(BASE_PART, 148, "\0", "state:"),
+	AT(BASE_PART, 148, "\6", "state:"),
+	AT(BASE_PART, 144, "\4", "role:"),
+	AT(BASE_JOINED, 144, "\3", "state:"),
+	AT(BASE_JOINED, 448, "\x10", "part_count:"),
+	AT(BASE_JOINED, 448, "\xff\xff\xff\xff", "part_count:"),
+	AT(BASE_JOINED, 448, "\0", "incompat features:"),
+	AT(BASE_JOINED, 452, "\1", "part_index"),
+	AT(BASE_JOINED, 456, "\1", "part_index"),
+	AT(BASE_PART, 448, "\1", "part_count:"),
+	AT(BASE_PART, 452, "\0", "part_index:"),
+	AT(BASE_PART, 452, "\x10", "part_index:"),
+	AT(BASE_PART, 456, UUID_NIL, "main UUID:"),
+	AT(BASE_PART, 456, UUID_10, "main UUID:"),
+	AT(BASE_PART, 80, "\1", "predecessor or successor UUID:"),
+	AT(BASE_PART, 96, "\1", "predecessor or successor UUID:"),
+	AT(BASE_PART, 112, "\1", "fold source UUID:"),
+	AT(BASE_PART, 128, "\1", "broken reason or witness:"),
+	AT(BASE_PART, 228, "\1", "broken reason or witness:"),
+	AT(BASE_PART, 200, "\1", "durable_slots:"),
+	AT(BASE_PART, 208, "\1", "log_slots:"),
+	AT(BASE_PART, 224, "\0", "clean:"),
+	AT(BASE_PART, 256, "\0\0\0\0\0\0", "name:"),
+	AT(BASE_PART, 64, UUID_NIL, "volume UUID:"),
+	AT(BASE_JOINED, 148, "\1", ""),
+	AT(BASE_JOINED, 472, UUID_NIL, "part UUID:"),
+	AT(BASE_JOINED, 472, UUID_10, "part UUID:"),
+	AT(BASE_JOINED, 496, "\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f", "part UUID:"),
+	AT(BASE_JOINED, 488, "\6", "first_area:"),
+	AT(BASE_JOINED, 488, "\xff\xff\xff\xff", "first_area:"),
+	AT(BASE_JOINED, 512, "\xff\xff\xff\x7f", "first_area:"),
+	AT(BASE_JOINED, 516, "\xff\xff\xff\xff", "skipped_slots:"),
+	AT(BASE_JOINED, 540, "\1", "skipped_slots:"),
 };
 
 /* Each must be valid before, refused after, and named. For a fingerprint fault, sector 15 is set as well. */
@@ -785,7 +920,7 @@ static void test_texts(void)
 {
 	unsigned misses = 0;
 
-	for (unsigned a = 0; a < 5; a++)
+	for (unsigned a = 0; a <= STATE_JOINED; a++)
 		for (unsigned b = 0; b < a; b++)
 			misses += strcmp(store_state_text((enum store_state)a),
 					 store_state_text((enum store_state)b)) == 0;
@@ -799,7 +934,7 @@ static void test_texts(void)
 							   strcmp(store_state_text(STATE_MERGING), "merging") == 0);
 	check("a full store is called full", strcmp(broken_reason_text(BROKEN_FULL), "full") == 0);
 	check("what is no state, and no reason, is called unknown",
-	      strcmp(store_state_text((enum store_state)(STATE_MERGING + 1)), "unknown") == 0 &&
+	      strcmp(store_state_text((enum store_state)(STATE_JOINED + 1)), "unknown") == 0 &&
 		      strcmp(broken_reason_text((enum broken_reason)(BROKEN_ORIGIN_CHANGED + 1)), "unknown") == 0);
 }
 
@@ -836,6 +971,7 @@ static void test_fingerprint(void)
 int main(void)
 {
 	test_exact_bytes();
+	test_exact_bytes_of_parts();
 	test_places();
 	test_round_trip();
 	test_name_is_cut_at_its_end();
@@ -843,6 +979,9 @@ int main(void)
 	test_torn();
 	test_looks_torn();
 	test_faults("each bad number is -EINVAL, and named", bad_numbers, sizeof(bad_numbers) / sizeof(bad_numbers[0]));
+	test_faults("each thing that is wrong with parts is -EINVAL, and named", bad_parts,
+		    sizeof(bad_parts) / sizeof(bad_parts[0]));
+
 	test_faults("each contradiction of names and links is -EINVAL, and named", bad_identities,
 		    sizeof(bad_identities) / sizeof(bad_identities[0]));
 	test_features();
