@@ -810,6 +810,16 @@ static void prepare_ahead(struct log *log)
 		zero_ahead(log);
 }
 
+/*
+ * Whether what is under way ahead of need has come to where a commit up to slot `last` may write. After a turn to the next
+ * part it may still go on in the one before, where this commit may write too.
+ */
+static bool ahead_is_in_the_way(const struct log *log, uint64_t last)
+{
+	return log->allocate_ahead && (log->allocate_io.disk != last_part(log)->disk ||
+				       bytes_through(log, last + LOG_VOIDS_MAX) > log->allocate_io.offset);
+}
+
 static void commit_start(struct log *log)
 {
 	uint64_t last = (uint64_t)log->end + log->flying->count - 1, end;
@@ -819,10 +829,9 @@ static void commit_start(struct log *log)
 		return;
 	}
 	end = bytes_through(log, last);
-	if (log->allocate_ahead && bytes_through(log, last + LOG_VOIDS_MAX) > log->allocate_io.offset) {
-		/* the background allocation, or the zeroes, end first; log_push() comes back here */
+	if (ahead_is_in_the_way(log, last)) {
 		log->state = LOG_ALLOCATING;
-		log->waits_for_ahead = true;
+		log->waits_for_ahead = true; /* log_push() comes back here */
 	} else if (end <= log->allocated_bytes) {
 		commit_write(log);
 	} else {
