@@ -93,7 +93,7 @@ help:
 	@echo 'make sweep           the fault and power-cut tests at every call and every flush: an hour, and two cores'
 	@echo 'make fuzz            long fuzzing, of all targets or of TARGET=nbd, FUZZ_SECONDS=600 each'
 	@echo 'make analyze         gcc -fanalyzer, clang-tidy, cppcheck, scan-build, shellcheck'
-	@echo 'make bench           speed, next to that of others'
+	@echo 'make bench           speed, next to that of others: some minutes; BENCH=--quick, BENCH=--help'
 	@echo 'make install         to $$(DESTDIR)$$(PREFIX), by default /usr/local; make uninstall undoes it'
 	@echo 'make clean           removes what was made'
 	@echo
@@ -279,8 +279,12 @@ quickstart:
 	$(Q)$(MAKE) $(parallel) all
 	$(Q)tests/quickstart
 
+# BENCH='--quick --only="first-d1 pause"' and the like.
 bench:
-	$(Q)if [ -x bench/run ]; then $(MAKE) $(parallel) all && bench/run; else echo 'There is no bench/run yet.'; fi
+	$(Q)tests/install-tools build bench
+	$(Q)$(MAKE) $(parallel) all
+	$(Q)mkdir -p $(BUILD)
+	$(Q)bench/run --json=$(BUILD)/bench.json --svg=$(BUILD)/bench.svg $(BENCH)
 
 ## Analysing: each of these fails on any finding
 

@@ -130,6 +130,7 @@ static struct json_object *requests_json(const struct volume_report *report)
 	add_number(requests, "write_bytes", report->write_bytes);
 	add_number(requests, "snapshot_read_bytes", report->snapshot_read_bytes);
 	add_number(requests, "rereads", report->rereads);
+	add_number(requests, "barriers", report->origin_barriers);
 	add_number(requests, "now", report->requests_now);
 	add_number(requests, "held", report->requests_held);
 	return requests;
@@ -143,6 +144,7 @@ static struct json_object *copies_json(const struct volume_report *report)
 	add_number(copies, "blocks", report->copied_blocks);
 	add_number(copies, "zero_blocks", report->zero_blocks);
 	add_number(copies, "lost_blocks", report->lost_blocks);
+	add_number(copies, "ahead_blocks", report->ahead_blocks);
 	add_number(copies, "commits", report->commits);
 	add_number(copies, "barriers", report->barriers);
 	return copies;
@@ -155,8 +157,23 @@ static struct json_object *store_io_json(const struct volume_report *report)
 	add_number(store, "writes", report->store_writes);
 	add_number(store, "data_bytes", report->store_data_bytes);
 	add_number(store, "metadata_bytes", report->store_metadata_bytes);
+	add_number(store, "zeroed_bytes", report->store_zeroed_bytes);
 	add_number(store, "checksum_errors", report->checksum_errors);
 	return store;
+}
+
+static struct json_object *write_back_json(const struct write_back_report *report)
+{
+	struct json_object *write_back;
+
+	if (report->size_bytes == 0)
+		return NULL;
+	write_back = json_object_new_object();
+	add_number(write_back, "size_bytes", report->size_bytes);
+	add_number(write_back, "dirty_bytes", report->dirty_bytes);
+	add_number(write_back, "writes", report->writes);
+	add_number(write_back, "late_errors", report->late_errors);
+	return write_back;
 }
 
 static struct json_object *nbd_json(const struct server *server)
@@ -199,9 +216,10 @@ static struct json_object *status_json(const struct server *server)
 	json_object_object_add(status, "copy_latency", latency_json(&report.copy_ns));
 	json_object_object_add(status, "commit_latency", latency_json(&report.commit_ns));
 	json_object_object_add(status, "pause", latency_json(&report.pause_ns));
+	json_object_object_add(status, "write_back", write_back_json(&report.write_back));
 	json_object_object_add(status, "nbd", nbd_json(server));
 	add_number(memory, "map_bytes", report.map_bytes);
-	add_number(memory, "buffer_bytes", report.buffer_bytes + arena_bytes(server->arena));
+	add_number(memory, "buffer_bytes", report.buffer_bytes + report.write_back.size_bytes + arena_bytes(server->arena));
 	add_number(memory, "buffer_bytes_used", arena_bytes_used(server->arena));
 	json_object_object_add(status, "memory", memory);
 	return status;

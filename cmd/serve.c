@@ -43,6 +43,7 @@ struct arguments {
 	bool use_nbd, loop;
 	enum on_full on_full;
 	bool discard_copy, accept_origin;
+	uint64_t write_back_bytes;
 	unsigned warn_at[WARN_AT_MAX], warn_count;
 	const char *on_warn;
 };
@@ -256,7 +257,7 @@ static int start_loop(struct server *server)
 	server->disk_source.fd = disk_host_fd(server->host);
 	server->disk_source.ready = disks_ready;
 	server->disk_source.context = server;
-	return loop_add(server->loop, &server->disk_source, EPOLLIN);
+	return loop_add(server->loop, &server->disk_source, EPOLLIN | EPOLLET);
 }
 
 static const char *socket_reason(int error)
@@ -464,6 +465,7 @@ static int open_volume(struct server *server, const struct arguments *arguments,
 		.on_full = arguments->on_full,
 		.discard_copy = arguments->discard_copy,
 		.accept_origin = arguments->accept_origin,
+		.write_back_bytes = arguments->write_back_bytes,
 		.warn_count = arguments->warn_count,
 		.event = server_warn,
 		.event_context = server,
@@ -670,6 +672,7 @@ enum {
 	OPTION_ON_WARN,
 	OPTION_DISCARD,
 	OPTION_ACCEPT_ORIGIN,
+	OPTION_WRITE_BACK,
 	OPTION_RUN,
 };
 
@@ -748,6 +751,11 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 	case OPTION_ACCEPT_ORIGIN:
 		arguments->accept_origin = true;
 		return 0;
+	case OPTION_WRITE_BACK:
+		arguments->write_back_bytes = cmd_size_argument("write-back", argument, state);
+		if (arguments->write_back_bytes < WRITE_BACK_BYTES_MIN || arguments->write_back_bytes > WRITE_BACK_BYTES_MAX)
+			argp_error(state, "--write-back: '%s' is not a size between 1M and 64G", argument);
+		return 0;
 	case OPTION_RUN:
 		arguments->run = argument;
 		return 0;
@@ -803,6 +811,9 @@ int cmd_serve(int argc, char **argv)
 		  "discards: skip (only blocks preserved already; the default), or copy (preserve them first)", 0 },
 		{ "accept-origin", OPTION_ACCEPT_ORIGIN, NULL, 0,
 		  "go on although the origin was changed without its snapshots: these are marked broken", 0 },
+		{ "write-back", OPTION_WRITE_BACK, "SIZE", 0,
+		  "answer writes from a buffer of this size; a killed server loses what was not flushed (default: no buffer)",
+		  0 },
 		{ "run", OPTION_RUN, "COMMAND", 0,
 		  "serve while this shell command runs, and exit with its status", 0 },
 		{ 0 },

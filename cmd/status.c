@@ -62,6 +62,7 @@ static void print_status(struct json_object *status)
 {
 	struct json_object *requests = cmd_json_get(status, "requests"), *copies = cmd_json_get(status, "copies");
 	struct json_object *store = cmd_json_get(status, "store_io"), *memory = cmd_json_get(status, "memory");
+	struct json_object *write_back = cmd_json_get(status, "write_back");
 	struct json_object *clients = cmd_json_get(status, "nbd"), *origin = cmd_json_get(status, "origin");
 
 	(void)printf("volume %s, origin %s", cmd_json_text(status, "volume"), cmd_json_text(origin, "path"));
@@ -85,6 +86,7 @@ static void print_status(struct json_object *status)
 	print_number(copies, "blocks preserved", "blocks");
 	print_number(copies, "of them zero", "zero_blocks");
 	print_number(copies, "lost", "lost_blocks");
+	print_number(copies, "copied ahead", "ahead_blocks");
 	print_number(copies, "commits", "commits");
 	print_number(copies, "barriers", "barriers");
 	print_latency(status, "copy latency p50/p99/p99.9", "copy_latency");
@@ -93,7 +95,15 @@ static void print_status(struct json_object *status)
 	(void)puts("stores:");
 	print_bytes(store, "data written", "data_bytes");
 	print_bytes(store, "metadata written", "metadata_bytes");
+	print_bytes(store, "zeroes written ahead", "zeroed_bytes");
 	print_number(store, "checksum errors", "checksum_errors");
+	if (write_back != NULL) {
+		(void)puts("write-back buffer:");
+		print_bytes(write_back, "size", "size_bytes");
+		print_bytes(write_back, "not written yet", "dirty_bytes");
+		print_number(write_back, "writes answered from it", "writes");
+		print_number(write_back, "of them failed later", "late_errors");
+	}
 	(void)puts("other:");
 	print_number(clients, "NBD connections", "connections");
 	print_bytes(memory, "exception maps", "map_bytes");

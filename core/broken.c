@@ -73,32 +73,43 @@ static void marked(struct volume *volume)
 
 static void mark_next(struct volume *volume);
 
+static int note_in_record(struct volume *volume)
+{
+	struct record_store *store =
+		record_store_find(volume->record, &broken_snapshot(volume)->store->superblock.store_uuid);
+	int error;
+
+	if (store == NULL)
+		return -ENOENT;
+	store->broken = volume->broken_mark;
+	error = record_save(volume->record);
+	if (error != 0)
+		store->broken = (struct broken_mark){ .reason = BROKEN_NOT };
+	return error;
+}
+
+/* A mark in another store goes to the record as well, if it can: that store may be an older one, and be left away. */
 static void mark_done(struct store_update *update, int error)
 {
 	struct volume *volume = update->context;
 
-	if (error == 0)
-		marked(volume);
-	else
+	if (error != 0) {
 		mark_next(volume);
+		return;
+	}
+	if (volume->broken_witness > 1)
+		(void)note_in_record(volume);
+	marked(volume);
 }
 
 static void mark_in_record(struct volume *volume)
 {
-	struct record_store *store =
-		record_store_find(volume->record, &broken_snapshot(volume)->store->superblock.store_uuid);
-	int error = -ENOENT;
+	int error = note_in_record(volume);
 
-	if (store != NULL) {
-		store->broken = volume->broken_mark;
-		error = record_save(volume->record);
-	}
 	if (error == 0) {
 		marked(volume);
 		return;
 	}
-	if (store != NULL)
-		store->broken = (struct broken_mark){ .reason = BROKEN_NOT };
 	if (is_time_to_log(volume))
 		log_warning("volume %s: the broken mark can be written nowhere (record: %s): writes fail", volume->name,
 			    strerror(-error));

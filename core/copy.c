@@ -41,6 +41,24 @@ int copy_pool_create(struct volume *volume)
 	return 0;
 }
 
+bool copy_holds_commit(struct volume *volume)
+{
+	const struct log *log = volume_log(volume);
+	uint64_t now_ns;
+
+	if (volume->copies_reading == 0 || volume->pauses > 0 || log == NULL || !log_is_ready(log)) {
+		volume->commit_waits_ns = 0;
+		return false;
+	}
+	now_ns = disk_host_monotonic_ns(volume->host);
+	if (volume->commit_waits_ns == 0)
+		volume->commit_waits_ns = now_ns;
+	if (now_ns - volume->commit_waits_ns < COMMIT_WAIT_NS)
+		return true;
+	volume->commit_waits_ns = 0;
+	return false;
+}
+
 bool copy_is_idle(const struct volume *volume)
 {
 	return list_is_empty(&volume->copies);
@@ -70,15 +88,10 @@ static void wake(struct list *waiters, int error)
 		write_continue(container_of(link, struct request, waiting_link), error);
 }
 
-static void copy_end(struct copy *copy, int error)
+static void copy_leave(struct copy *copy, int error)
 {
 	struct volume *volume = copy->volume;
 
-	if (error == 0) {
-		volume->counters.copies++;
-		volume->counters.copied_blocks += copy->count;
-		histogram_add(&volume->counters.copy_ns, disk_host_monotonic_ns(volume->host) - copy->started_ns);
-	}
 	arena_put(volume->copy_arena, copy->buffer, copy->buffer_bytes);
 	copy->buffer = NULL;
 	list_remove(&copy->log_link);
@@ -90,6 +103,19 @@ static void copy_end(struct copy *copy, int error)
 	 */
 	wake(&copy->waiters, volume_log(volume) == NULL || volume->pauses > 0 ? 0 : error);
 	volume->copy_freed = true;
+}
+
+static void copy_end(struct copy *copy, int error)
+{
+	struct volume *volume = copy->volume;
+
+	if (error == 0) {
+		volume->counters.copies++;
+		volume->counters.copied_blocks += copy->count;
+		volume->counters.ahead_blocks += copy->ahead ? copy->count : 0;
+		histogram_add(&volume->counters.copy_ns, disk_host_monotonic_ns(volume->host) - copy->started_ns);
+	}
+	copy_leave(copy, error);
 }
 
 static void copy_durable(struct log_ticket *ticket, int error)
@@ -180,6 +206,10 @@ static void copy_read_done(struct disk_io *io, int error)
 	struct copy *copy = io->context;
 	struct volume *volume = copy->volume;
 
+	if (error != 0 && copy->ahead) {
+		copy_leave(copy, 0); /* who has come to need it meanwhile asks again, and is told what can't be read */
+		return;
+	}
 	if (error != 0 && !copy->by_block && copy->count > 1) {
 		copy->by_block = true;
 		copy->single = 0;
@@ -199,6 +229,7 @@ static void copy_read_done(struct disk_io *io, int error)
 		copy_read(copy);
 		return;
 	}
+	volume->copies_reading -= copy->ahead ? 0 : 1;
 	if (!list_is_empty(&volume->copies_unlogged) || !copy_append(copy))
 		list_append(&volume->copies_unlogged, &copy->log_link);
 }
@@ -231,7 +262,7 @@ static void copy_read(struct copy *copy)
 }
 
 /* Starts a copy of up to `count` blocks. NULL when there is no memory for even one now. */
-static struct copy *copy_start(struct volume *volume, block_t first, uint64_t count)
+static struct copy *copy_start(struct volume *volume, block_t first, uint64_t count, bool ahead)
 {
 	struct copy *copy;
 	uint8_t *buffer = NULL;
@@ -257,12 +288,14 @@ static struct copy *copy_start(struct volume *volume, block_t first, uint64_t co
 	copy->first = first;
 	copy->count = (uint32_t)count;
 	copy->by_block = false;
+	copy->ahead = ahead;
 	copy->single = 0;
 	copy->buffer = buffer;
 	copy->buffer_bytes = (size_t)count * volume->block_bytes;
 	copy->started_ns = disk_host_monotonic_ns(volume->host);
 	memset(copy->lost, 0, sizeof(copy->lost));
 	list_append(&volume->copies, &copy->link);
+	volume->copies_reading += ahead ? 0 : 1;
 	copy_read(copy);
 	return copy;
 }
@@ -282,40 +315,56 @@ static struct copy *copy_find(const struct volume *volume, block_t first, uint64
 	return found;
 }
 
-int copy_preserve(struct volume *volume, struct request *request, block_t first, uint64_t count)
+/*
+ * Sees to it that every block of the range is preserved or being copied: *wait_for is one of the copies under way, NULL when
+ * all is preserved. False: there was no memory for all of them.
+ */
+static bool copy_cover(struct volume *volume, block_t first, uint64_t count, bool ahead, struct copy **wait_for)
 {
-	struct copy *wait_for = NULL;
-	bool starved = false;
-
-	while (count > 0 && !starved) {
+	*wait_for = NULL;
+	while (count > 0) {
 		struct copy *copy;
 		bool preserved;
-		uint64_t run;
+		uint64_t run = preserved_run(volume, first, count, &preserved);
 
-		if (volume_log(volume) == NULL)
-			return 1;
-		run = preserved_run(volume, first, count, &preserved);
 		if (!preserved) {
-			copy = copy_find(volume, first, run);
-			if (copy == NULL || copy->first > first) {
-				copy = copy_start(volume, first, copy == NULL ? run : copy->first - first);
-				starved = copy == NULL;
-			}
-			if (copy != NULL) {
-				uint64_t covered = copy->first + copy->count - first;
+			uint64_t covered;
 
-				run = covered < run ? covered : run;
-				wait_for = wait_for == NULL ? copy : wait_for;
-			}
+			copy = copy_find(volume, first, run);
+			if (copy == NULL || copy->first > first)
+				copy = copy_start(volume, first, copy == NULL ? run : copy->first - first, ahead);
+			if (copy == NULL)
+				return false;
+			covered = copy->first + copy->count - first;
+			run = covered < run ? covered : run;
+			*wait_for = *wait_for == NULL ? copy : *wait_for;
 		}
 		first += run;
 		count -= run;
 	}
+	return true;
+}
+
+int copy_preserve(struct volume *volume, struct request *request, block_t first, uint64_t count)
+{
+	struct copy *wait_for;
+	bool started;
+
+	if (volume_log(volume) == NULL)
+		return 1;
+	started = copy_cover(volume, first, count, false, &wait_for);
 	if (wait_for != NULL)
 		list_append(&wait_for->waiters, &request->waiting_link);
-	else if (starved)
+	else if (!started)
 		list_append(&volume->copy_starved, &request->waiting_link);
 	else
 		return 1;
 	return 0;
+}
+
+void copy_ahead(struct volume *volume, block_t first, uint64_t count)
+{
+	struct copy *wait_for;
+
+	(void)copy_cover(volume, first, count, true, &wait_for);
 }

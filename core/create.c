@@ -291,10 +291,12 @@ static void flushed(struct disk_io *io, int error)
 	struct volume *volume = io->context;
 
 	error = origin_barrier_result(volume, error);
-	if (error != 0)
+	if (error != 0) {
 		create_fail(volume, error, "the origin cannot be flushed", error);
-	else
-		pause_begin(volume, paused);
+		return;
+	}
+	pause_begin(volume, paused);
+	write_back_lift(volume); /* what comes from here on is held by the pause */
 }
 
 /* ---- before the pause ---- */

@@ -6,8 +6,11 @@
  *   opening.c      from paths to a verified chain: stores, order, recovery, fingerprint
  *   open.c         start-up: opening, mending, the run's begin
  *   offline.c      a chain opened for the offline tools
+ *   write-back.c   the buffer above all of it, with --write-back
  *   write.c        writes, zeroes, discards and flushes of the origin
+ *   barrier.c      barriers of the origin, shared by those who ask at the same time
  *   copy.c         copy-before-write: preserving blocks in the newest snapshot
+ *   copy-ahead.c   preserving blocks before who writes in order comes to them
  *   broken.c       what happens when the newest store can take no more
  *   warn.c         telling that before
  *   read.c         reads of the origin and of snapshots, allocation queries
@@ -35,6 +38,7 @@
 #define COPY_ARENA_BYTES ((size_t)16 << 20)
 #define BOUNCE_ARENA_BYTES ((size_t)8 << 20)
 #define SEGMENTS_MAX 256u
+#define COMMIT_WAIT_NS (UINT64_C(1) * 1000 * 1000)
 #define IDLE_SETTLE_NS (UINT64_C(500) * 1000 * 1000)
 #define STUCK_RETRY_NS (UINT64_C(1000) * 1000 * 1000)
 
@@ -54,6 +58,7 @@ struct copy {
 	uint32_t count;
 	uint32_t single; /* the block being read by itself, after an error */
 	bool by_block;
+	bool ahead;      /* nobody has asked for it */
 	uint8_t *buffer;
 	size_t buffer_bytes;
 	uint8_t lost[PIECE_BLOCKS / 8];
@@ -64,6 +69,17 @@ struct copy {
 	struct list link;    /* volume->copies, or volume->copies_free */
 	struct list log_link; /* volume->copies_unlogged: no room in the open batch */
 };
+
+/* Writes of the origin that follow each other. See copy-ahead.c. */
+struct write_stream {
+	uint64_t end;    /* bytes: of its last write */
+	uint64_t used;   /* when that was: volume->streams_used */
+	uint64_t writes;
+	uint64_t window; /* blocks */
+	block_t ahead;   /* preserved, or being copied, up to here */
+};
+
+#define WRITE_STREAMS 4u
 
 /* One run of a snapshot read. */
 struct segment {
@@ -91,6 +107,10 @@ struct volume {
 	uint32_t sector_bytes;        /* direct I/O's unit */
 	uint32_t device_sector_bytes; /* what a device made of it shows */
 	uint32_t block_bytes; /* 0: no store yet */
+	bool origin_fua;            /* it writes through its cache without a flush, or has none */
+	unsigned fua_now;           /* writes under way with DISK_FUA */
+	struct list barrier_waiting, barrier_joined; /* struct request.waiting_link */
+	struct disk_io barrier_io;
 	bool origin_barrier_failed; /* rule 9: a failed barrier is not retried as if it could succeed */
 	struct export origin_export;
 
@@ -121,9 +141,14 @@ struct volume {
 	bool piece_left;              /* a piece has ended since the overlapping ones last looked */
 	struct copy *copy_pool;
 	struct list copies, copies_free, copies_unlogged;
+	unsigned copies_reading;      /* without those ahead */
+	uint64_t commit_waits_ns;     /* since when a commit waits for them; 0: none does */
 	struct list copy_starved;     /* requests that wait for a free copy */
 	bool copy_freed;              /* one has ended since they last looked */
 	struct log_item *items;       /* PIECE_BLOCKS, for building a copy's items */
+	struct write_back *write_back; /* NULL: there is none */
+	struct write_stream streams[WRITE_STREAMS];
+	uint64_t streams_used;
 
 	struct segment *segment_pool;
 	struct list segments_free;
@@ -225,6 +250,26 @@ struct placement {
 };
 struct placement chain_find(const struct volume *volume, size_t index, block_t block, uint64_t limit);
 extern const struct export_ops origin_export_ops;
+/* A checked request of the origin, below the write-back buffer. */
+void origin_submit_now(struct volume *volume, struct request *request);
+
+/* ---- write-back.c: write_back_submit() wants a buffer, the others do nothing where there is none ---- */
+/* 0 or -ENOMEM; what there is is volume->write_back, to be destroyed by the caller in any case. */
+__attribute__((warn_unused_result)) int write_back_create(struct volume *volume, uint64_t bytes);
+void write_back_destroy(struct write_back *wb); /* NULL is harmless */
+void write_back_touch(struct volume *volume);   /* before the first request: no later use waits for memory */
+void write_back_submit(struct volume *volume, struct request *request); /* a checked request of the origin */
+void write_back_turn(struct volume *volume);
+void write_back_tick(struct volume *volume);
+/*
+ * The moment of a snapshot: true when all that was answered before it (that is, before the first of these calls since the
+ * last write_back_lift()) is on the origin; what comes after it stays in the buffer until write_back_lift().
+ */
+bool write_back_barrier(struct volume *volume);
+void write_back_lift(struct volume *volume);
+bool write_back_is_empty(const struct volume *volume); /* and no request waits in it */
+int write_back_late_error(const struct volume *volume); /* of a write answered before; not told yet */
+void write_back_get_report(const struct volume *volume, struct write_back_report *report);
 
 /* ---- write.c ---- */
 void write_submit(struct volume *volume, struct request *request);
@@ -234,8 +279,15 @@ void write_turn(struct volume *volume);
 bool bounce_get(struct volume *volume, struct request *request, uint64_t bytes);
 void bounce_put(struct volume *volume, struct request *request);
 void flush_submit_request(struct volume *volume, struct request *request);
+
+/* ---- barrier.c ---- */
 /* A flush of the origin has ended: what its asker is to be told. After one that failed none counts as good (rule 9). */
 int origin_barrier_result(struct volume *volume, int error);
+/* The request ends when a barrier that begins after now has. */
+void barrier_join(struct volume *volume, struct request *request);
+void barrier_turn(struct volume *volume);
+/* Whether a write with FUA is better given to the disk as such. */
+bool barrier_prefers_fua(const struct volume *volume);
 
 /* ---- copy.c ---- */
 int copy_pool_create(struct volume *volume);
@@ -244,11 +296,22 @@ int copy_pool_create(struct volume *volume);
  * a negative errno.
  */
 int copy_preserve(struct volume *volume, struct request *request, block_t first, uint64_t count);
+/* Begins to preserve as many of them as it can now; nobody waits. */
+void copy_ahead(struct volume *volume, block_t first, uint64_t count);
 void copy_turn(struct volume *volume);
 bool is_zero(const uint8_t *data, size_t bytes); /* above 0 bytes */
 bool copy_is_idle(const struct volume *volume);
+/*
+ * Whether a commit had better wait a moment for copies that are still being read: they will share its barrier, instead of
+ * waiting for it and then for one of their own. Not longer than COMMIT_WAIT_NS.
+ */
+bool copy_holds_commit(struct volume *volume);
 /* How many blocks from `block` on (at most limit) are preserved, and if none, how many are not. */
 uint64_t preserved_run(const struct volume *volume, block_t block, uint64_t limit, bool *preserved);
+
+/* ---- copy-ahead.c ---- */
+/* A write has been admitted: what may come next is preserved ahead of it. */
+void copy_ahead_of_write(struct volume *volume, uint64_t offset, uint64_t length);
 
 /* ---- operation.c, for the record: a store and its parts, in memory ---- */
 __attribute__((warn_unused_result)) int record_add_store(struct record *record, const struct store *store);

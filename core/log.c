@@ -21,6 +21,10 @@
  * 7. Without room the log turns to the next part, if one stands by: the superblock says so durably, then the commit goes
  *    on. Areas that there was room for are used first, so the commit may lie in both parts. But where a write found no
  *    room, the rest of its area is skipped, and what waits for a second copy there stays without.
+ * 8. A file is allocated some way ahead in the background, and while commits are small it is also written ahead of need,
+ *    with zeroes: the first write into allocated space changes the file system's metadata, and a barrier after such a
+ *    write costs a journal commit, which is most of a small commit's time. Zeroes are written only past the end of what
+ *    is being committed, and a commit whose slots they have come to waits for them.
  */
 #include "core/log.h"
 
@@ -39,6 +43,9 @@
 
 #define ALLOCATE_AHEAD_MIN (UINT64_C(4) << 20)
 #define ALLOCATE_AHEAD_MAX (UINT64_C(64) << 20)
+#define ZERO_AHEAD (UINT64_C(2) << 20)         /* written with zeroes at a time; half of it is kept */
+#define ZERO_BYTES (UINT32_C(64) << 10)        /* the zeroes there are in memory */
+#define ZERO_COMMIT_SLOTS_MAX 4u               /* for larger commits, on the average, it does not pay */
 
 enum log_state {
 	LOG_IDLE,
@@ -85,9 +92,13 @@ struct log {
 	uint8_t *meta_memory;
 
 	uint64_t allocated_bytes; /* the last part's file is allocated up to here; a device: UINT64_MAX */
-	bool allocate_ahead;      /* a background allocation is under way */
+	uint64_t zeroed_bytes;    /* written up to here, with zeroes from the log's end on; at most allocated_bytes */
+	unsigned commit_slots;    /* the running average of a commit's size, times 16 */
+	bool allocate_ahead;      /* a background allocation, or writing of zeroes, is under way */
 	bool waits_for_ahead;     /* the commit's start waits for it */
+	bool zero_failed;         /* there is no more of it */
 	struct disk_io allocate_io;
+	struct iovec zero_iov[ZERO_AHEAD / ZERO_BYTES];
 
 	/* the commit under way */
 	unsigned round_first;     /* items before this one are written already */
@@ -165,6 +176,7 @@ static void reset_allocated(struct log *log, uint32_t areas)
 	disk_get_info(last_part(log)->disk, &info);
 	log->allocated_bytes =
 		info.is_device ? UINT64_MAX : geometry_area_offset(log_geometry(log), areas > first ? areas - first : 0);
+	log->zeroed_bytes = log->allocated_bytes;
 }
 
 int log_create(struct store *store, const struct log_ops *ops)
@@ -246,6 +258,11 @@ void log_close(struct log *log)
 	log_destroy(log);
 }
 
+bool log_is_ready(const struct log *log)
+{
+	return log->state == LOG_IDLE && log->open->count > 0 && log->error == 0;
+}
+
 bool log_is_stuck(const struct log *log)
 {
 	return log->state == LOG_STUCK;
@@ -259,6 +276,17 @@ bool log_is_settled(const struct log *log)
 bool log_has_room(const struct log *log, unsigned count)
 {
 	return count <= log->batch_max - log->open->count;
+}
+
+uint64_t log_spare_slots(const struct log *log)
+{
+	uint64_t taken = (uint64_t)log->end + log->open->count + log->flying->count + LOG_VOIDS_MAX;
+	uint64_t limit = store_part_limit_bytes(log->store, store_last_part(log->store));
+	uint64_t bytes = limit == 0 ? UINT64_MAX : limit - limit / 8, slots;
+
+	slots = geometry_slots(log_geometry(log), bytes < log->allocated_bytes ? bytes : log->allocated_bytes);
+	slots += (uint64_t)last_part_first_area(log) * log_geometry(log)->slots_per_area;
+	return slots > taken ? slots - taken : 0;
 }
 
 void log_append(struct log *log, const struct log_item *items, unsigned count, struct log_ticket *ticket)
@@ -503,7 +531,7 @@ static void commit_keep_metas(struct log *log)
 	log->meta_count = 1;
 }
 
-static void allocate_ahead(struct log *log);
+static void prepare_ahead(struct log *log);
 
 static void commit_flushed(struct log *log, int error)
 {
@@ -517,11 +545,12 @@ static void commit_flushed(struct log *log, int error)
 	log->ops->counters->commits++;
 	log->ops->counters->slots += batch->count;
 	log->end += batch->count;
+	log->commit_slots += batch->count - log->commit_slots / 16;
 	histogram_add(&log->ops->counters->commit_ns, disk_host_monotonic_ns(log->store->host) - log->started_ns);
 	commit_keep_metas(log);
 	log->settled = false;
 	log->state = LOG_IDLE;
-	allocate_ahead(log);
+	prepare_ahead(log);
 	batch_finish(batch, error);
 }
 
@@ -706,16 +735,14 @@ static void allocated_ahead(struct disk_io *io, int error)
 
 /*
  * Keeps the file allocated some way ahead, in the background, so that commits seldom wait for it. A failure here is
- * nothing: the commit that needs the room finds out.
+ * nothing: the commit that needs the room finds out. False: it is far enough ahead.
  */
-static void allocate_ahead(struct log *log)
+static bool allocate_ahead(struct log *log)
 {
 	uint64_t used = bytes_through(log, log->end);
 	uint64_t limit = store_part_limit_bytes(log->store, store_last_part(log->store));
 	uint64_t ahead = used / 2, end;
 
-	if (log->allocate_ahead || log->allocated_bytes == UINT64_MAX)
-		return;
 	if (ahead < ALLOCATE_AHEAD_MIN)
 		ahead = ALLOCATE_AHEAD_MIN;
 	if (ahead > ALLOCATE_AHEAD_MAX)
@@ -724,9 +751,74 @@ static void allocate_ahead(struct log *log)
 	if (limit != 0 && end > limit)
 		end = limit;
 	if (log->allocated_bytes >= used + ahead / 2 || log->allocated_bytes >= end)
-		return;
+		return false;
 	log->allocate_ahead = true;
 	allocate_submit(log, end, allocated_ahead);
+	return true;
+}
+
+static void zeroed_ahead(struct disk_io *io, int error)
+{
+	struct log *log = io->context;
+
+	log->allocate_ahead = false;
+	if (error == 0 && io->disk == last_part(log)->disk)
+		log->zeroed_bytes = io->offset + io->length;
+	else if (error != 0)
+		log->zero_failed = true;
+}
+
+/* Rule 8. What the open batch will take is left out: it would only have to wait. */
+static void zero_ahead(struct log *log)
+{
+	static uint8_t zeroes[ZERO_BYTES] __attribute__((aligned(4096)));
+	uint64_t used = bytes_through(log, (uint64_t)log->end + log->open->count + LOG_VOIDS_MAX);
+	uint64_t from = log->zeroed_bytes > used ? log->zeroed_bytes : used, length;
+	unsigned count = 0;
+
+	if (log->zero_failed || log->commit_slots / 16 > ZERO_COMMIT_SLOTS_MAX || from >= used + ZERO_AHEAD / 2 ||
+	    from >= log->allocated_bytes)
+		return;
+	length = log->allocated_bytes - from < ZERO_AHEAD ? log->allocated_bytes - from : ZERO_AHEAD;
+	length -= length % AREA_META_BYTES; /* a store's limit may be any number */
+	if (length == 0)
+		return;
+	for (uint64_t at = 0; at < length; at += ZERO_BYTES) {
+		size_t bytes = (size_t)(length - at < ZERO_BYTES ? length - at : ZERO_BYTES);
+
+		log->zero_iov[count++] = (struct iovec){ .iov_base = zeroes, .iov_len = bytes };
+	}
+	log->allocate_io = (struct disk_io){
+		.disk = last_part(log)->disk,
+		.op = DISK_WRITE,
+		.offset = from,
+		.length = length,
+		.iov = log->zero_iov,
+		.iov_count = count,
+		.done = zeroed_ahead,
+		.context = log,
+	};
+	log->allocate_ahead = true;
+	log->ops->counters->zeroed_bytes += length;
+	disk_submit(&log->allocate_io);
+}
+
+static void prepare_ahead(struct log *log)
+{
+	if (log->allocate_ahead || log->allocated_bytes == UINT64_MAX)
+		return;
+	if (!allocate_ahead(log))
+		zero_ahead(log);
+}
+
+/*
+ * Whether what is under way ahead of need has come to where a commit up to slot `last` may write. After a turn to the next
+ * part it may still go on in the one before, where this commit may write too.
+ */
+static bool ahead_is_in_the_way(const struct log *log, uint64_t last)
+{
+	return log->allocate_ahead && (log->allocate_io.disk != last_part(log)->disk ||
+				       bytes_through(log, last + LOG_VOIDS_MAX) > log->allocate_io.offset);
 }
 
 static void commit_start(struct log *log)
@@ -738,15 +830,14 @@ static void commit_start(struct log *log)
 		return;
 	}
 	end = bytes_through(log, last);
-	if (end <= log->allocated_bytes) {
+	if (ahead_is_in_the_way(log, last)) {
+		log->state = LOG_ALLOCATING;
+		log->waits_for_ahead = true; /* log_push() comes back here */
+	} else if (end <= log->allocated_bytes) {
 		commit_write(log);
-	} else if (!log->allocate_ahead) {
+	} else {
 		log->state = LOG_ALLOCATING;
 		allocate_submit(log, end, allocated);
-	} else {
-		/* the background allocation ends first; log_push() comes back here */
-		log->state = LOG_ALLOCATING;
-		log->waits_for_ahead = true;
 	}
 }
 

@@ -35,6 +35,7 @@ struct log_counters {
 	uint64_t slots;         /* used by what was committed */
 	uint64_t data_bytes, metadata_bytes;
 	uint64_t writes;        /* disk requests */
+	uint64_t zeroed_bytes;  /* written ahead of need */
 	uint64_t voids;
 	struct histogram commit_ns; /* from the commit's start to its barrier's end */
 };
@@ -67,11 +68,17 @@ slot_t log_end(const struct log *log);       /* slots [0, end) are durable */
 int log_error(const struct log *log);        /* 0, or why it takes no more */
 bool log_is_idle(const struct log *log);     /* nothing open, nothing being committed or settled */
 bool log_can_close(const struct log *log);   /* idle, and no background allocation under way either */
+bool log_is_ready(const struct log *log);    /* a push would start a commit */
 bool log_is_stuck(const struct log *log);
 bool log_is_settled(const struct log *log);  /* idle, and both metadata copies equal */
 
 /* Whether `count` items fit the open batch now. */
 bool log_has_room(const struct log *log, unsigned count);
+/*
+ * How many slots may be used for what nobody has asked for: those already allocated behind what is open and being
+ * committed, without the last eighth of a store with a limit.
+ */
+uint64_t log_spare_slots(const struct log *log);
 /* The caller checked log_has_room() and log_error(). Items are copied; their data is not. */
 void log_append(struct log *log, const struct log_item *items, unsigned count, struct log_ticket *ticket);
 void log_push(struct log *log);

@@ -99,6 +99,7 @@ static int open_origin(struct opening *opening, const char *path)
 	}
 	volume->origin_bytes = info.size_bytes;
 	volume->sector_bytes = info.sector_bytes;
+	volume->origin_fua = info.has_fua;
 	volume->device_sector_bytes = info.is_device ? info.sector_bytes : 512;
 	return 0;
 }

@@ -65,13 +65,13 @@ void volume_stop(struct volume *volume, struct operation *operation)
 	enqueue(volume, operation);
 }
 
-static bool can_start(const struct volume *volume, const struct operation *operation)
+static bool can_start(struct volume *volume, const struct operation *operation)
 {
 	if (volume->stopping)
 		return true;
 	switch (operation->kind) {
 	case OPERATION_CREATE:
-		return !fold_bars_creation(volume);
+		return !fold_bars_creation(volume) && write_back_barrier(volume);
 	case OPERATION_DROP:
 		return drop_can_start(volume, operation);
 	case OPERATION_EXTEND:
@@ -88,6 +88,12 @@ static void start(struct volume *volume, struct operation *operation)
 	if (volume->stopping && operation->kind != OPERATION_STOP) {
 		complaint_set(&operation->complaint, operation->name, "the server is stopping");
 		operation_end(volume, -ESHUTDOWN);
+		return;
+	}
+	if (operation->kind == OPERATION_CREATE && write_back_late_error(volume) != 0) {
+		complaint_set(&operation->complaint, operation->name,
+			      "a buffered write has failed, and no flush has told yet: the snapshot would lack it");
+		operation_end(volume, write_back_late_error(volume));
 		return;
 	}
 	switch (operation->kind) {
@@ -141,6 +147,7 @@ void operation_end(struct volume *volume, int error)
 
 	assert(operation != NULL && volume->drained == NULL);
 	volume->operation = NULL;
+	write_back_lift(volume);
 	free(operation->store_path);
 	operation->store_path = NULL;
 	operation->done(operation, error);

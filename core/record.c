@@ -27,8 +27,6 @@ void record_destroy(struct record *record)
 {
 	if (record == NULL)
 		return;
-	while (record->part_count > 0)
-		free(record->parts[--record->part_count].path);
 	free(record->parts);
 	free(record->stores);
 	free(record->origin_path);
@@ -91,7 +89,6 @@ struct record_part *record_part_find(const struct record *record, const uuid128_
 
 static void remove_part(struct record *record, size_t at)
 {
-	free(record->parts[at].path);
 	record->part_count--;
 	memmove(&record->parts[at], &record->parts[at + 1], (record->part_count - at) * sizeof(*record->parts));
 }
@@ -108,7 +105,7 @@ int record_add_part(struct record *record, const uuid128_t *main_uuid, const uui
 {
 	struct record_part *part;
 
-	if (strlen(path) >= PATH_MAX)
+	if (strlen(path) >= sizeof(part->path))
 		return -ENAMETOOLONG;
 	record_remove_part(record, uuid);
 	if (record->part_count == RECORD_PARTS_MAX)
@@ -122,11 +119,10 @@ int record_add_part(struct record *record, const uuid128_t *main_uuid, const uui
 		record->parts = parts;
 		record->part_size = size;
 	}
-	part = &record->parts[record->part_count];
-	*part = (struct record_part){ *uuid, *main_uuid, strdup(path) };
-	if (part->path == NULL)
-		return -ENOMEM;
-	record->part_count++;
+	part = &record->parts[record->part_count++];
+	part->uuid = *uuid;
+	part->main_uuid = *main_uuid;
+	(void)snprintf(part->path, sizeof(part->path), "%s", path);
 	return 0;
 }
 

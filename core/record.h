@@ -25,7 +25,7 @@ struct record_store {
 /* A store that is joined to another. */
 struct record_part {
 	uuid128_t uuid, main_uuid;
-	char *path;
+	char path[PATH_MAX];
 };
 
 #define RECORD_PARTS_MAX ((size_t)RECORD_STORES_MAX * (STORE_PARTS_MAX - 1))

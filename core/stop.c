@@ -13,9 +13,17 @@
 
 static void stop_end(struct volume *volume, int error, const char *why)
 {
-	if (error != 0)
+	int late_error = write_back_late_error(volume);
+
+	if (error != 0) {
 		complaint_set(&volume->operation->complaint, volume->name, "%s (%s): the next start recovers as after a crash",
 			      why, strerror(-error));
+	} else if (late_error != 0) {
+		error = late_error;
+		complaint_set(&volume->operation->complaint, volume->name,
+			      "stopped cleanly, but writes that were buffered failed (%s) and no flush has told",
+			      strerror(-error));
+	}
 	troubles_end(volume);
 	operation_end(volume, error);
 }
@@ -94,8 +102,8 @@ static void stop_quiet(struct volume *volume, struct operation *operation)
 static bool is_quiet(const struct volume *volume, const struct operation *operation)
 {
 	(void)operation;
-	if (volume->requests_now > 0 || !copy_is_idle(volume) || !fold_is_quiet(volume) || volume->settling ||
-	    !warn_is_quiet(volume))
+	if (!write_back_is_empty(volume) || volume->requests_now > 0 || !copy_is_idle(volume) || !fold_is_quiet(volume) ||
+	    volume->settling || !warn_is_quiet(volume))
 		return false;
 	for (size_t i = 0; i < volume->chain_count; i++)
 		if (volume->chain[i]->store->log != NULL && !log_can_close(volume->chain[i]->store->log))

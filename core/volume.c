@@ -107,16 +107,9 @@ struct placement chain_find(const struct volume *volume, size_t index, block_t b
 
 /* ---- exports ---- */
 
-static void origin_submit(struct request *request)
+void origin_submit_now(struct volume *volume, struct request *request)
 {
-	struct volume *volume = container_of(request->export, struct volume, origin_export);
-	int error = request_check(request);
-
 	request_begin(volume, request);
-	if (error != 0) {
-		request_end(volume, request, error);
-		return;
-	}
 	switch (request->op) {
 	case REQUEST_READ:
 	case REQUEST_EXTENTS:
@@ -132,6 +125,19 @@ static void origin_submit(struct request *request)
 		return;
 	}
 	request_end(volume, request, -EINVAL);
+}
+
+static void origin_submit(struct request *request)
+{
+	struct volume *volume = container_of(request->export, struct volume, origin_export);
+	int error = request_check(request);
+
+	if (error != 0)
+		request->complete(request, error);
+	else if (volume->write_back != NULL)
+		write_back_submit(volume, request);
+	else
+		origin_submit_now(volume, request);
 }
 
 static void origin_released(struct export *export)
@@ -211,6 +217,7 @@ void request_begin(struct volume *volume, struct request *request)
 	request->cursor = request->offset;
 	request->piece_end = request->offset;
 	request->pending = 0;
+	request->needs_barrier = false;
 	request->step = 0;
 	request->error = 0;
 	request->bounce = NULL;
@@ -253,7 +260,7 @@ int volume_create(struct disk_host *host, struct export_table *exports, const st
 				 &volume->held,		    &volume->bounce_waiters, &volume->copies,
 				 &volume->copies_free,	    &volume->copies_unlogged, &volume->copy_starved,
 				 &volume->segments_free,    &volume->segment_starved, &volume->fingerprint_waiters,
-				 &volume->operations };
+				 &volume->operations,	     &volume->barrier_waiting, &volume->barrier_joined };
 	for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
 		list_init(lists[i]);
 	volume->fingerprint_image = aligned_alloc(ARENA_PAGE_BYTES, 2 * ARENA_PAGE_BYTES);
@@ -266,6 +273,8 @@ int volume_create(struct disk_host *host, struct export_table *exports, const st
 		error = slot_cache_create(&volume->slot_cache);
 	if (error == 0)
 		error = copy_pool_create(volume);
+	if (error == 0 && options->write_back_bytes > 0)
+		error = write_back_create(volume, options->write_back_bytes);
 	return error == 0 ? segment_pool_create(volume) : error;
 }
 
@@ -301,6 +310,7 @@ void volume_close(struct volume *volume)
 	free(volume->fingerprint_image);
 	free(volume->fingerprint_next);
 	free(volume->fingerprint_block);
+	write_back_destroy(volume->write_back);
 	disk_close(volume->origin);
 	record_destroy(volume->record);
 	free(volume->origin_path);
@@ -321,6 +331,7 @@ void volume_turn(struct volume *volume)
 	copy_turn(volume);
 	write_turn(volume);
 	read_turn(volume);
+	write_back_turn(volume);
 	for (size_t i = 0; i < volume->chain_count; i++) {
 		struct log *log = volume->chain[i]->store->log;
 
@@ -330,9 +341,10 @@ void volume_turn(struct volume *volume)
 			continue;
 		if (!log_is_wanted(volume, i) && log_can_close(log))
 			log_close(log);
-		else
+		else if (volume->chain[i] != volume_active(volume) || !copy_holds_commit(volume))
 			log_push(log);
 	}
+	barrier_turn(volume);
 	pause_check(volume);
 	operation_turn(volume);
 	disk_host_push(volume->host);
@@ -419,6 +431,7 @@ void volume_tick(struct volume *volume)
 	broken_tick(volume);
 	warn_tick(volume);
 	settle_when_idle(volume);
+	write_back_tick(volume);
 	volume_turn(volume);
 }
 
@@ -426,6 +439,7 @@ void volume_touch_buffers(struct volume *volume)
 {
 	arena_touch(volume->copy_arena);
 	arena_touch(volume->bounce_arena);
+	write_back_touch(volume);
 }
 
 /* ---- reports ---- */
@@ -574,8 +588,10 @@ void volume_report(const struct volume *volume, struct volume_report *report)
 	report->store_writes = volume->log_counters.writes;
 	report->store_data_bytes = volume->log_counters.data_bytes;
 	report->store_metadata_bytes = volume->log_counters.metadata_bytes;
+	report->store_zeroed_bytes = volume->log_counters.zeroed_bytes;
 	report->commit_ns = volume->log_counters.commit_ns;
 	report->buffer_bytes = COPY_ARENA_BYTES + BOUNCE_ARENA_BYTES;
+	write_back_get_report(volume, &report->write_back);
 	report->requests_held = 0;
 	list_for_each(link, &volume->held)
 		report->requests_held++;

@@ -18,6 +18,8 @@ struct volume;
 
 enum on_full { ON_FULL_BREAK, ON_FULL_FAIL, ON_FULL_WAIT };
 
+#define WRITE_BACK_BYTES_MIN (UINT64_C(1) << 20)
+#define WRITE_BACK_BYTES_MAX (UINT64_C(64) << 30)
 /* What happened to the store that takes the exceptions. */
 enum volume_event_kind {
 	VOLUME_EVENT_THRESHOLD, /* it is that full */
@@ -40,6 +42,7 @@ struct volume_options {
 	enum on_full on_full;
 	bool discard_copy;  /* --discard=copy */
 	bool accept_origin; /* --accept-origin */
+	uint64_t write_back_bytes; /* --write-back: 0, or WRITE_BACK_BYTES_MIN to WRITE_BACK_BYTES_MAX */
 	bool skip_empty;    /* a store that is named, but empty, is left out: it was made so by a start just now */
 	bool skip_wiped;    /* a store that is named, but wiped, is left out: a merge's end may have been cut short */
 	const char *state_directory; /* where the volume's record is kept */
@@ -137,6 +140,12 @@ struct snapshot_report {
 	uint64_t fold_done, fold_total; /* blocks */
 };
 
+struct write_back_report {
+	uint64_t size_bytes, dirty_bytes; /* 0: there is no buffer */
+	uint64_t writes;      /* answered from it */
+	uint64_t late_errors; /* writes that failed afterwards */
+};
+
 struct volume_report {
 	const char *name;
 	uuid128_t uuid;
@@ -151,12 +160,15 @@ struct volume_report {
 	uint64_t snapshot_reads;
 	uint64_t read_bytes, write_bytes, snapshot_read_bytes;
 	uint64_t copies, copied_blocks, zero_blocks, lost_blocks;
-	uint64_t commits, barriers, store_writes, store_data_bytes, store_metadata_bytes;
+	uint64_t ahead_blocks; /* of the copied ones: before anybody asked for them */
+	uint64_t commits, barriers, store_writes, store_data_bytes, store_metadata_bytes, store_zeroed_bytes;
+	uint64_t origin_barriers;    /* that requests asked for, FUA writes included */
 	uint64_t rereads;            /* snapshot reads done again after a race with a copy */
 	uint64_t checksum_errors;
 	uint64_t requests_now, requests_held;
 	struct histogram copy_ns, commit_ns, pause_ns;
 	uint64_t map_bytes, buffer_bytes;
+	struct write_back_report write_back;
 };
 
 size_t volume_snapshot_count(const struct volume *volume); /* absent ones included, oldest first */

@@ -224,41 +224,10 @@ static void write_end(struct volume *volume, struct request *request, int error)
 	request_end(volume, request, error);
 }
 
-static void final_flush_done(struct disk_io *io, int error)
-{
-	struct request *request = io->context;
-	struct volume *volume = volume_of(request);
-
-	request_end(volume, request, origin_barrier_result(volume, error));
-}
-
-static void origin_flush(struct volume *volume, struct request *request)
-{
-	request->io = (struct disk_io){
-		.disk = volume->origin, .op = DISK_FLUSH, .done = final_flush_done, .context = request
-	};
-	disk_submit(&request->io);
-}
-
-int origin_barrier_result(struct volume *volume, int error)
-{
-	if (volume->origin_barrier_failed)
-		return error != 0 ? error : -EIO;
-	if (error == 0)
-		return 0;
-	volume->origin_barrier_failed = true;
-	log_warning("origin %s: a flush failed (%s): what was written since the last good one may be lost; flushes fail from now on",
-		    volume->origin_path, strerror(-error));
-	return error;
-}
-
 void flush_submit_request(struct volume *volume, struct request *request)
 {
 	volume->counters.flushes++;
-	if (volume->origin_barrier_failed)
-		request_end(volume, request, -EIO);
-	else
-		origin_flush(volume, request);
+	barrier_join(volume, request);
 }
 
 static void issued_done(struct disk_io *io, int error)
@@ -267,6 +236,8 @@ static void issued_done(struct disk_io *io, int error)
 	struct volume *volume = volume_of(request);
 
 	volume->issued--;
+	if ((io->flags & DISK_FUA) != 0)
+		volume->fua_now--;
 	origin_answered(volume, io, error);
 	if (error == -EOPNOTSUPP && request->op == REQUEST_DISCARD)
 		error = 0; /* a discard is advice */
@@ -306,8 +277,15 @@ static void issue(struct volume *volume, struct request *request)
 		.done = issued_done,
 		.context = request,
 	};
-	if ((request->flags & REQUEST_FUA) != 0 && request->io.op != DISK_DISCARD)
-		request->io.flags |= DISK_FUA;
+	if ((request->flags & REQUEST_FUA) != 0) {
+		if (request->io.op == DISK_WRITE && barrier_prefers_fua(volume)) {
+			request->io.flags |= DISK_FUA;
+			volume->fua_now++;
+			volume->counters.origin_barriers++;
+		} else {
+			request->needs_barrier = true;
+		}
+	}
 	if ((request->flags & REQUEST_NO_HOLE) != 0)
 		request->io.flags |= DISK_NO_HOLE;
 	fingerprint_issued(volume, request);
@@ -493,12 +471,9 @@ void write_continue(struct request *request, int error)
 
 static void request_finish(struct volume *volume, struct request *request)
 {
-	bool fua = (request->flags & REQUEST_FUA) != 0 && request->op == REQUEST_DISCARD;
-
-	if (fua && volume->origin_barrier_failed)
-		request_end(volume, request, -EIO);
-	else if (fua)
-		origin_flush(volume, request);
+	/* A discard of which nothing was carried out has nothing to make durable, but asks all the same. */
+	if (request->needs_barrier || ((request->flags & REQUEST_FUA) != 0 && request->op == REQUEST_DISCARD))
+		barrier_join(volume, request);
 	else
 		request_end(volume, request, 0);
 }
@@ -537,6 +512,8 @@ static void piece_begin(struct volume *volume, struct request *request)
 
 void write_submit(struct volume *volume, struct request *request)
 {
+	uint64_t offset, length;
+
 	switch (request->op) {
 	case REQUEST_WRITE:
 		volume->counters.writes++;
@@ -557,5 +534,8 @@ void write_submit(struct volume *volume, struct request *request)
 		request_end(volume, request, -EIO);
 		return;
 	}
+	offset = request->offset;
+	length = request->op == REQUEST_WRITE ? request->length : 0;
 	piece_begin(volume, request);
+	copy_ahead_of_write(volume, offset, length); /* the request may have ended */
 }

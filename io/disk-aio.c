@@ -32,6 +32,7 @@
 #include <linux/fs.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -683,13 +684,11 @@ void disk_host_push(struct disk_host *host)
 		event_count_up(host->event_fd);
 }
 
-unsigned disk_host_poll(struct disk_host *host)
+static unsigned finish_all(struct disk_host *host)
 {
 	unsigned count = 0;
 	struct list *link;
 
-	/* First the signal, then what it stands for: what comes in between signals again. */
-	event_clear(host->event_fd);
 	take_from_kernel(host);
 	take_from_workers(host);
 	while ((link = list_pop(&host->finished))) {
@@ -702,6 +701,17 @@ unsigned disk_host_poll(struct disk_host *host)
 		io->done(io, io->result);
 	}
 	return count;
+}
+
+unsigned disk_host_poll(struct disk_host *host)
+{
+	unsigned count = finish_all(host);
+
+	if (count > 0)
+		return count;
+	/* First the signal, then once more what it stands for: what comes in between signals again. */
+	event_clear(host->event_fd);
+	return finish_all(host);
 }
 
 void disk_host_wait(struct disk_host *host)
@@ -975,11 +985,47 @@ static int open_direct(struct disk *disk, const char *path, const struct stat *s
 	return 0;
 }
 
+/* The first line of a file of the disk's queue, or of the disk's that it is a partition of. False: there is none. */
+static bool queue_line(dev_t device, const char *name, char line[static 32])
+{
+	static const char *const up[] = { "", "../" };
+	char path[96];
+
+	for (size_t i = 0; i < sizeof(up) / sizeof(up[0]); i++) {
+		ssize_t bytes = -1;
+		int fd;
+
+		(void)snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%squeue/%s", major(device), minor(device), up[i],
+			       name);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd < 0)
+			continue;
+		bytes = read(fd, line, 31);
+		(void)close(fd);
+		if (bytes > 0) {
+			line[bytes] = '\0';
+			return true;
+		}
+	}
+	return false;
+}
+
+/* What cannot be found out counts as a disk without. */
+static bool has_fua(dev_t device)
+{
+	char line[32];
+
+	if (queue_line(device, "fua", line) && line[0] == '1')
+		return true;
+	return queue_line(device, "write_cache", line) && strncmp(line, "write through", strlen("write through")) == 0;
+}
+
 static int describe(struct disk *disk, const struct stat *status, unsigned flags)
 {
 	int read_only = 0;
 
 	disk->info.is_device = S_ISBLK(status->st_mode);
+	disk->info.has_fua = has_fua(disk->info.is_device ? status->st_rdev : status->st_dev);
 	disk->info.read_only = flags & DISK_OPEN_READ_ONLY;
 	disk->fixed = (flags & DISK_OPEN_FIXED) && S_ISREG(status->st_mode);
 	disk->info.sector_bytes = SECTOR_BYTES_MIN;

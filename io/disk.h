@@ -79,6 +79,7 @@ struct disk_info {
 	bool is_device;        /* block device; else a regular file */
 	bool is_direct;        /* false: the file system has no O_DIRECT, everything is buffered */
 	bool read_only;
+	bool has_fua;          /* a write with FUA costs no flush: the disk can do that, or has no volatile cache */
 };
 
 #define DISK_OPEN_READ_ONLY 1u
@@ -91,7 +92,10 @@ struct disk_info {
 __attribute__((warn_unused_result)) int disk_host_create(unsigned in_flight_max, struct disk_host **host);
 void disk_host_destroy(struct disk_host *host); /* nothing in flight, every disk closed */
 
-/* Readable when completions wait; -1 when the implementation has no such thing. */
+/*
+ * Readable when completions wait, and until a poll found none: to be watched edge-triggered, so that no system call is
+ * needed to make it quiet again. -1 when the implementation has no such thing.
+ */
 int disk_host_fd(const struct disk_host *host);
 /* Gives what was submitted to the kernel. Call at the end of each turn. */
 void disk_host_push(struct disk_host *host);

@@ -53,6 +53,7 @@ struct request {
 	uint64_t next_block;        /* how far the piece is dealt with */
 	unsigned pending;           /* what the piece waits for */
 	unsigned step;
+	bool needs_barrier;         /* FUA, but a part was written without it */
 	int error;
 	uint64_t started_ns;
 	void *bounce;

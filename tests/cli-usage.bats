@@ -37,7 +37,7 @@ fsck_commands=(check repair)
 @test "COMMAND --help names the options that the command has" {
 	local -A options=(
 		[format]='--size --block-size --force --dry-run'
-		[serve]='--volume --nbd --on-full --discard --accept-origin --run'
+		[serve]='--volume --nbd --on-full --discard --accept-origin --write-back --run'
 		[snapshot]='--freeze --json'
 		[drop]='--background --forget-older --force --json --progress'
 		[list]='--json'

@@ -154,3 +154,39 @@ serve_sparse() {
 	[[ -S $ROWSNAP_RUNDIR/disk.nbd ]]
 	server_stop disk
 }
+
+@test "who asks for a barrier at the same time shares it: pipelined flushes and FUA writes" {
+	make_image origin.img 4M
+	server_start origin.img --volume=demo
+	take demo origin.img s1
+	python3 - "$ROWSNAP_RUNDIR/demo.nbd" "$BATS_TEST_DIRNAME" <<-'END'
+		import sys
+		sys.dont_write_bytecode = True
+		sys.path.insert(0, sys.argv[2])
+		from nbd_client import Client
+		client = Client(sys.argv[1]).begin("origin")
+		for block in range(64):
+		    client.do(1, (block + 64) * 4096, 4096, b"1" * 4096) # not where the fingerprint is
+		for command, flags in ((3, 0), (1, 1)):
+		    cookies, parts, send = set(), [], client.send
+		    client.send = parts.append # all of them in one piece
+		    for block in range(64):
+		        data = b"2" * 4096 if command == 1 else b""
+		        cookies.add(client.ask(command, (block + 64) * 4096 if data else 0, len(data), data, flags))
+		    client.send = send
+		    client.send(b"".join(parts))
+		    while cookies:
+		        cookie, error = client.simple_head()
+		        assert error == 0
+		        cookies.remove(cookie)
+	END
+	[[ $(rowsnap status demo --json | jq .requests.flushes) -eq 64 ]]
+	# A disk that has FUA, or no cache, takes those writes one by one.
+	if ! grep -Eq '^(1|write through)' /sys/dev/block/"$(stat -c %Hd:%Ld origin.img)"{,/..}/queue/{fua,write_cache} 2>/dev/null; then
+		barriers=$(rowsnap status demo --json | jq .requests.barriers)
+		echo "$barriers barriers"
+		[[ $barriers -le 32 ]]
+	fi
+	expect_snapshots demo s1
+	server_stop demo
+}

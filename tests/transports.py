@@ -69,6 +69,7 @@ def unmount_all(folder):
 class Transport:
     name = ""
     forks = True  # another process may open exports
+    keeps_unflushed = True  # what was answered outlives the server's death without a flush
 
     def __init__(self, discard_copy=False):
         self.discard_copy = discard_copy  # the server runs with --discard=copy
@@ -226,6 +227,16 @@ class Nbd(Transport):
 
     def open(self, export_name):
         return NbdDevice(self.path, export_name)
+
+
+class NbdWriteBack(Nbd):
+    """With a buffer so small that writes come to wait for it."""
+
+    name = "NBD-write-back"
+    keeps_unflushed = False
+
+    def serve_arguments(self, folder):
+        return super().serve_arguments(folder) + ["--write-back=1M"]
 
 
 # ---- files, and devices over them
@@ -473,6 +484,7 @@ class DmUser(Transport):
 
 TRANSPORTS = [
     Nbd,
+    NbdWriteBack,
     Fuse,
     Loop,
     DmUser,

@@ -236,6 +236,11 @@ void submit_random(struct run *run)
 	if (client == NULL)
 		return;
 	choose_range(run, &offset, &length);
+	if (dice < 45 && run->in_order && run->client_number % 16 != 0) {
+		offset = run->write_end < run->origin_bytes ? run->write_end : 0;
+		length = length < run->origin_bytes - offset ? length : run->origin_bytes - offset;
+		run->write_end = offset + length;
+	}
 	if (dice < 45) {
 		fill_buffer(run, client, offset, length);
 		if (oracle_has_room(run->oracle, offset, length))

@@ -267,7 +267,7 @@ void after_crash(struct run *run)
 	if (how == CRASH_POWER)
 		oracle_power_cut(run->oracle);
 	else
-		oracle_kill(run->oracle, sim_origin_flush_failed(run->host));
+		oracle_kill(run->oracle, sim_origin_flush_failed(run->host) || run->options.write_back_bytes > 0);
 	for (unsigned i = 0; i < run->snap_count; i++) {
 		struct snap *snap = &run->snaps[i];
 

@@ -89,6 +89,8 @@ struct run {
 	unsigned small_areas;
 	unsigned probes_per_thousand; /* disk events at which a crash is tried on the side */
 	bool is_exhaustive;           /* see exhaustive.c: nothing is left to chance */
+	bool in_order;                /* most writes begin where the one before ended */
+	uint64_t write_end;           /* of the last one */
 	uint32_t slots_per_area;      /* of the stores; 0: at random */
 	unsigned block_written;       /* last, by exhaustive.c */
 	struct volume_options options;
