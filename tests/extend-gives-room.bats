@@ -101,6 +101,9 @@ expect_written() {
 	make_image origin.img 1M
 	server_start origin.img --volume=demo
 	take demo origin.img older newest
+	LC_ALL=C expect_error 'is a path that is not UTF-8' extend demo small $'no\xfftext.store'
+	LC_ALL=C expect_error 'is a path that is not UTF-8' snapshot demo another $'no\xfftext.store'
+	[[ ! -e $'no\xfftext.store' ]]
 	expect_error 'older: is not the newest snapshot, which is newest' extend demo older more.store
 	[[ ! -e more.store ]]
 	expect_error 'nobody: no such snapshot' extend demo nobody --size=1G
