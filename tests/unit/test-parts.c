@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A log that turns to the next part in the middle of a commit: where its slots are then, and what lies there. */
+#include "core/engine.h"
 #include "core/log.h"
 #include "core/map.h"
 
@@ -120,14 +121,33 @@ static void test_void_then_no_room(unsigned before)
 	file->unwritable_to = file->no_room_to = 0;
 }
 
+static void test_large_limits(void)
+{
+	struct store *store = open_two();
+
+	store->parts[1] = open_one("more", 2);
+	store->superblock.parts[1] = store->superblock.parts[0];
+	store->superblock.part_count = 2;
+	for (uint32_t i = 0; i < store_part_count(store); i++)
+		store_part(store, i)->superblock.limit_bytes = INT64_MAX;
+	check("limits whose sum is too large a number add up to the largest", store_limit_bytes(store) == UINT64_MAX);
+	check("it is not full for that", store_percent(store) == 0);
+	store->parts[1]->superblock.limit_bytes = 0;
+	check("a part without a limit: there is none", store_limit_bytes(store) == 0);
+	log_close(store->log);
+	store_close(store);
+}
+
 int main(void)
 {
 	if (disk_host_create(8, &host) != 0)
 		return 1;
 	(void)snprintf(memory_files[0].name, sizeof(memory_files[0].name), "main");
 	(void)snprintf(memory_files[1].name, sizeof(memory_files[1].name), "part");
+	(void)snprintf(memory_files[2].name, sizeof(memory_files[2].name), "more");
 	test_void_then_no_room(0);
 	test_void_then_no_room(1);
+	test_large_limits();
 	disk_host_destroy(host);
 	return unit_done();
 }
