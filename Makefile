@@ -140,15 +140,17 @@ $(BUILD)/rowsnap.static: $(call objects,$(PROGRAM_SOURCES)) $(ARCHIVE) $(BUILD)/
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -static-pie -o $@ $(filter %.o %.a,$^) $(LIBRARIES)
 
+# Where memory runs short on demand, all calls of these go through the test.
+WRAPPED = malloc calloc realloc reallocarray aligned_alloc strdup mmap64 free
+SHORT_OF_MEMORY = test-check
+
 # Unit tests, and the programs that other tests talk to. From the archive each takes what it uses; what a test
 # brings itself comes first, so the simulator's disk takes the place of io/disk-aio.c.
 $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(ARCHIVE) $(BUILD)/link
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
-	$(Q)$(LINK) -pie -o $@ $(filter %.o %.a,$^) $(LIBRARIES)
+	$(Q)$(LINK) -pie -o $@ $(if $(filter $*,$(SHORT_OF_MEMORY)),$(WRAPPED:%=-Wl,--wrap=%)) $(filter %.o %.a,$^) $(LIBRARIES)
 
-# Its memory runs short on demand: all calls of these go through the simulator.
-WRAPPED = malloc calloc realloc reallocarray aligned_alloc strdup mmap64 free
 $(BUILD)/tests/sim: $(call objects,$(SIM_SOURCES)) $(ARCHIVE) $(BUILD)/link
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
