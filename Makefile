@@ -142,7 +142,7 @@ $(BUILD)/rowsnap.static: $(call objects,$(PROGRAM_SOURCES)) $(ARCHIVE) $(BUILD)/
 
 # Where memory runs short on demand, all calls of these go through the test.
 WRAPPED = malloc calloc realloc reallocarray aligned_alloc strdup mmap64 free
-SHORT_OF_MEMORY = test-check
+SHORT_OF_MEMORY = test-check test-map test-record
 
 # Unit tests, and the programs that other tests talk to. From the archive each takes what it uses; what a test
 # brings itself comes first, so the simulator's disk takes the place of io/disk-aio.c.
