@@ -819,6 +819,11 @@ static void to_folded(struct superblock *superblock)
 	superblock->successor_uuid = id(3);
 }
 
+static void to_stray(struct superblock *superblock)
+{
+	superblock->successor_uuid = id(50);
+}
+
 static void to_witness(struct superblock *superblock)
 {
 	superblock->witness_uuid = id(2);
@@ -867,8 +872,28 @@ static void test_chain(void)
 	edit(3, to_witness);
 	check("a witness", look("321", false) == 0 && seen[FOUND_WITNESS] == 1);
 	check("what it testifies", look("231", false) == 0 && seen[FOUND_SNAPSHOT_BROKEN] == 1);
+	edit(1, to_folded);
+	edit(2, to_stray);
+	check("a store that is in the chain no more, by a link to one that is not here either",
+	      look("213", false) == 0 && seen[FOUND_STORE_LEFTOVER] == 1 && seen[FOUND_CHAIN_CONTRADICTION] == 0);
+	check("the others are put in order without it", look("312", false) == 0 && seen[FOUND_PREDECESSOR_BEHIND] == 1 &&
+								seen[FOUND_CHAIN_CONTRADICTION] == 0);
+	make_chain();
 	edit(3, to_empty);
 	check("an empty store", look("31", false) == 0 && JUST(FOUND_STORE_EMPTY));
+}
+
+/* Both copies are good, and of one generation: no crash leaves that. */
+static void test_two_superblocks(void)
+{
+	struct superblock other = super(2, SLOTS);
+
+	make_chain();
+	other.created_ns++;
+	superblock_encode(bytes_of(2) + SUPERBLOCK_OFFSET_1, &other);
+	check("two superblocks of the same generation that differ",
+	      look("231", false) == 0 && seen[FOUND_SUPERBLOCK_CONTRADICTION] == 1 &&
+		      seen[FOUND_SUPERBLOCK_COPY_BEHIND] == 0);
 }
 
 /*
@@ -933,6 +958,7 @@ int main(void)
 	test_places();
 	test_unreadable();
 	test_chain();
+	test_two_superblocks();
 	check("nothing was written to what was opened for reading", !memory_wrote_read_only);
 	for (unsigned i = 0; i < MEMORY_FILES; i++)
 		free(memory_files[i].bytes);
