@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What snapshot and extend ask of the store that they are given, before the server gets it and after. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "cmd/cmd.h"
 #include "core/store.h"
 #include "io/probe.h"
+#include "io/text.h"
 
-/* A store on a file system that lives on our own export: the server would wait for itself. */
+/* A store on a file system that lives on our own export: the server would wait for itself. And its path must be text. */
 int cmd_check_own_export(const char *command, const char *store, struct json_object *list)
 {
 	struct json_object *snapshots = cmd_json_get(list, "snapshots");
@@ -16,6 +18,10 @@ int cmd_check_own_export(const char *command, const char *store, struct json_obj
 
 	if (names == NULL)
 		return cmd_fail(command, store, "out of memory");
+	if (!text_is_utf8(store, strlen(store))) {
+		free(names);
+		return cmd_fail(command, store, "is a path that is not UTF-8, and the server takes no other");
+	}
 	names[used++] = cmd_json_text(cmd_json_get(list, "origin"), "device");
 	names[used++] = cmd_json_text(list, "fuse");
 	for (size_t i = 0; i < count; i++)

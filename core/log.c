@@ -111,6 +111,7 @@ struct log {
 	void (*flushed)(struct log *log, int error);
 	struct store_update turn;
 	uint32_t turn_part, turn_area, turn_skipped;
+	bool turn_in_write;       /* it was a write that found no room: the whole commit goes to the new part */
 	int io_error;
 	uint64_t started_ns;
 	struct log_settle *settle;
@@ -859,7 +860,7 @@ static void turned(struct store_update *update, int error)
 	}
 	log_notice("store %s: goes on in %s", log->store->path, last_part(log)->path);
 	reset_allocated(log, 0);
-	if (log->turn_skipped > 0) {
+	if (log->turn_in_write) {
 		log->end = log->turn_area * log_geometry(log)->slots_per_area;
 		meta_reset(&log->metas[0], log->turn_area);
 		log->meta_count = 1;
@@ -903,6 +904,7 @@ static void choose_turn(struct log *log, bool in_write)
 static void log_no_room(struct log *log, bool in_write)
 {
 	choose_turn(log, in_write);
+	log->turn_in_write = in_write;
 	if (log->turn_part == store_part_count(log->store) ||
 	    (uint64_t)log->turn_area * log_geometry(log)->slots_per_area >= SLOT_INDEX_MAX) {
 		log_get_stuck(log, -ENOSPC);

@@ -182,15 +182,20 @@ static int open_store(struct opening *opening, const char *path)
 	return error == 0 && opening->complaint->why[0] != '\0' ? -EPROTONOSUPPORT : error;
 }
 
+static bool was_wiped(const struct opening *opening, const uuid128_t *uuid)
+{
+	for (size_t i = 0; i < opening->wiped_count; i++)
+		if (uuid_equal(&opening->wiped[i], uuid))
+			return true;
+	return false;
+}
+
 static bool is_wanted_part(const struct opening *opening, const uuid128_t *main_uuid)
 {
 	for (size_t i = 0; i < opening->store_count; i++)
 		if (uuid_equal(&opening->stores[i]->superblock.store_uuid, main_uuid))
 			return true;
-	for (size_t i = 0; i < opening->wiped_count; i++)
-		if (uuid_equal(&opening->wiped[i], main_uuid))
-			return true;
-	return false;
+	return was_wiped(opening, main_uuid);
 }
 
 /* Whether what lies at a recorded path is something else by now (wiped, or made a store anew): then it is closed again. */
@@ -207,7 +212,7 @@ static bool is_another(struct opening *opening, const struct record_store *recor
 	opening->complaint->what[0] = '\0';
 	opening->complaint->why[0] = '\0';
 	opening->store_count--;
-	/* Its parts are wiped for that, so it must stay: what was read may be in a cache only. */
+	/* Its parts may be wiped for that, so it must stay: what was read may be in a cache only. */
 	if (error == -ENODATA && opening->wiped_count < CHAIN_STORES_MAX &&
 	    (opening->read_only || disk_flush_wait(store->host, store->disk) == 0))
 		opening->wiped[opening->wiped_count++] = recorded->uuid;
@@ -443,16 +448,14 @@ static bool is_store_given(const struct opening *opening, const uuid128_t *uuid)
 
 /*
  * Whether the store that a part belongs to is known to be gone: the chain is whole from its oldest to its newest, and that
- * store is not in it, nor among those older ones that are absent; or the record says where it was, and it was wiped.
+ * store is not in it, nor among those older ones that are absent. That it is not where the record has it proves nothing: its
+ * disk may have another name today.
  */
 static bool is_store_gone(const struct opening *opening, const struct superblock *part)
 {
 	const struct chain_verdict *verdict = &opening->verdict;
 	const struct superblock *oldest;
 
-	for (size_t i = 0; i < opening->wiped_count; i++)
-		if (uuid_equal(&opening->wiped[i], &part->main_uuid))
-			return true;
 	if (verdict->count == 0)
 		return false;
 	oldest = opening->entries[0].superblock;
@@ -460,9 +463,22 @@ static bool is_store_gone(const struct opening *opening, const struct superblock
 	       (uuid_is_nil(&verdict->absent_older) || part->sequence > oldest->sequence);
 }
 
+/* The record's part of a store that is not at its place, but not known to be gone: nothing needs it, and it stays as it is. */
+static void leave_part_out(struct opening *opening, size_t at)
+{
+	const struct store *part = opening->loose[at].part;
+
+	log_notice("store %s is left as it is: it is part %u of the store of snapshot %s, which is not at its place (if that was dropped: rowsnap drop --force %s)",
+		   part->path, part->superblock.part_index, part->superblock.name, part->path);
+	store_close(opening->loose[at].part);
+	opening->loose_count--;
+	memmove(&opening->loose[at], &opening->loose[at + 1],
+		(opening->loose_count - at) * sizeof(opening->loose[0]));
+}
+
 static int judge_loose_parts(struct opening *opening)
 {
-	for (size_t i = 0; i < opening->loose_count; i++) {
+	for (size_t i = opening->loose_count; i-- > 0;) {
 		const struct store *part = opening->loose[i].part;
 		char uuid[UUID_TEXT_BYTES];
 
@@ -471,6 +487,10 @@ static int judge_loose_parts(struct opening *opening)
 		opening->loose[i].left_over = is_store_gone(opening, &part->superblock);
 		if (opening->loose[i].left_over)
 			continue;
+		if (opening->from_record && was_wiped(opening, &part->superblock.main_uuid)) {
+			leave_part_out(opening, i);
+			continue;
+		}
 		uuid_text(&part->superblock.main_uuid, uuid);
 		complaint_set(opening->complaint, part->path,
 			      "is part %u of the store of snapshot %s, %s, which was not given", part->superblock.part_index,

@@ -206,7 +206,7 @@ uint64_t store_limit_bytes(const struct store *store)
 
 		if (limit == 0)
 			return 0;
-		sum += limit;
+		sum = limit < UINT64_MAX - sum ? sum + limit : UINT64_MAX;
 	}
 	return sum;
 }

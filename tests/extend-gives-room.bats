@@ -101,6 +101,9 @@ expect_written() {
 	make_image origin.img 1M
 	server_start origin.img --volume=demo
 	take demo origin.img older newest
+	LC_ALL=C expect_error 'is a path that is not UTF-8' extend demo small $'no\xfftext.store'
+	LC_ALL=C expect_error 'is a path that is not UTF-8' snapshot demo another $'no\xfftext.store'
+	[[ ! -e $'no\xfftext.store' ]]
 	expect_error 'older: is not the newest snapshot, which is newest' extend demo older more.store
 	[[ ! -e more.store ]]
 	expect_error 'nobody: no such snapshot' extend demo nobody --size=1G
@@ -180,6 +183,34 @@ expect_written() {
 	cp copy.store more.store
 	expect_error 'is a part of the store of snapshot small: name that first' drop ./more.store
 	rowsnap drop --force ./more.store
+}
+
+@test "a part whose store has another name today is left as it is" {
+	serve_full
+	rowsnap extend demo small more.store
+	expect_written
+	server_stop demo
+	mv small.store moved.store
+	truncate -s 4M small.store
+	# its only snapshot
+	cp -a state state.before
+	server_start origin.img --volume=demo
+	grep -q "more.store is left as it is: it is part 1 of the store of snapshot small" "$server_err"
+	server_stop demo
+	rm -r state && mv state.before state
+	server_start origin.img moved.store more.store --volume=demo
+	expect_snapshots demo small
+	take demo origin.img newer
+	server_stop demo
+	mv moved.store other.store
+	truncate -s 4M moved.store
+	# the oldest
+	server_start origin.img --volume=demo
+	grep -q "more.store is left as it is" "$server_err"
+	server_stop demo
+	server_start origin.img more.store newer.store other.store --volume=demo
+	expect_snapshots demo small newer
+	server_stop demo
 }
 
 # flip FILE OFFSET: a byte of it.

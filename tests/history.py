@@ -267,8 +267,8 @@ class Trial(Folder):
     def store(self, name):
         return self.place(name)
 
-    def format(self, name):
-        """Small areas, so that there are several: no option asks for them, but every reader must know them."""
+    def format(self, name, limit_bytes=0):
+        """Small areas, so that there are several: no option asks for them, or for so little room; but all must know them."""
         path = self.store(name)
         if self.stores_are_given and path.exists():
             self.must(ROWSNAP, "format", "--force", path)
@@ -278,6 +278,7 @@ class Trial(Folder):
         with open(path, "r+b") as file:
             superblock = Superblock.decode(file.read(SUPERBLOCK_BYTES))
             superblock.slots_per_area = 30
+            superblock.limit_bytes = limit_bytes
             for offset in SUPERBLOCK_OFFSETS:
                 file.seek(offset)
                 file.write(superblock.encode())
@@ -380,8 +381,9 @@ class Trial(Folder):
             raise
         return errors
 
-    def is_a_store(self, path):
-        return self.run(ROWSNAP, "list", path, "--json").returncode == 0
+    def is_a_store(self, *paths):
+        """A whole one: without its parts, a store is none."""
+        return self.run(ROWSNAP, "list", *paths, "--json").returncode == 0
 
     def restart(self):
         """Serves what is left: as the record has it, else with all stores that there are."""
@@ -408,12 +410,14 @@ class Trial(Folder):
         errors = self.expect_all(errors_allowed)
         self.write(2)
         self.expect_all(errors_allowed)
+        parts = {one["name"]: [part["store"] for part in one["parts"] or []] for one in self.listing()}
         expect(not self.failures or errors_allowed, f"after the restart: {self.failures}")
         expect(self.stop(), f"no clean stop: {self.server.error_lines()[-3:]}")
         self.history.origin.expect_same(self.origin.read_bytes(), "the origin's image")
         for path in sorted(self.path.glob("*.store")):
             # One that is in no chain may be as its making or its wiping was cut off.
-            if path.stem in self.history.there and self.is_a_store(path):
-                result = self.run(ROWSNAP, "check", path)
+            stores = parts.get(path.stem, [path])
+            if path.stem in self.history.there and self.is_a_store(*stores):
+                result = self.run(ROWSNAP, "check", *stores)
                 expect(result.returncode == 0 or errors_allowed, f"check {path}: {result.returncode}: {result.stdout}")
         return errors

@@ -4,16 +4,18 @@
 SIGKILL at any system call, of the server in all it does, of its start after a crash, and of the offline tools: what is
 served afterwards is right, block by block, and every write that was answered is there. (Arguments: see faults.py.)
 """
+import concurrent.futures
 import shutil
 
 import faults
 from faults import CHANGING, Fault, Sweep, Template
-from history import Ended, Trial, expect
+from history import BLOCK, Ended, Trial, expect
 from nbd_client import WRITE
 from sandbox import ROWSNAP, SANITIZED, VOLUME
 
 KILL = ["--kill", f"--calls={CHANGING}"]
 KILL_ALL = ["--kill"]
+AREAS_OFFSET, AREA_BYTES = 1 << 20, (30 + 2) * 4096
 
 
 def killed(fault, how):
@@ -72,6 +74,62 @@ def work_a_little(trial):
     trial.write(2)
     trial.flush()
     return trial.stop()
+
+
+def snapshot_with_little_room(trial, name, areas):
+    """In small areas, as Trial.snapshot(); there is room for that many."""
+    trial.history.snapshot_asked(name)
+    trial.format(name, room(areas))
+    if trial.command("snapshot", VOLUME, name, trial.store(name)) == 0:
+        trial.history.snapshot_made(name)
+
+
+def room(areas):
+    return AREAS_OFFSET + areas * AREA_BYTES
+
+
+def extend_under_writes(trial, name, *ways):
+    """More is written than there is room for, unless all these extends are done meanwhile."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        extended = pool.submit(lambda: [trial.command("extend", VOLUME, name, way) for way in ways])
+        try:
+            trial.do([(WRITE, block * BLOCK, trial.chance.randbytes(BLOCK)) for block in range(160)])
+        finally:
+            extended.result()
+
+
+def live_and_extend(trial):
+    """Stores get full, are given parts and room in these, are followed by others, folded and wiped."""
+    trial.format("part", room(1))
+    trial.format("second")
+    snapshot_with_little_room(trial, "a", 2)
+    trial.write(2, bytes_max=8192)
+    extend_under_writes(trial, "a", trial.store("part"), f"--size={room(8)}")
+    snapshot_with_little_room(trial, "b", 1)
+    extend_under_writes(trial, "b", trial.store("second"))
+    trial.snapshot("c")
+    trial.write(3)
+    trial.drop("b")
+    trial.flush()
+    trial.expect_all()
+    trial.drop("a")
+    trial.write(2)
+    trial.expect_all()
+    return trial.stop()
+
+
+class WithSpare(Trial):
+    """Writes wait for room. After a kill, a command finds some, in case that it was killed before it was extended."""
+
+    def restart(self):
+        command = f'[ $ROWSNAP_EVENT != full ] || {ROWSNAP} extend "$ROWSNAP_CONTROL" $ROWSNAP_SNAPSHOT {self.store("spare")}'
+        self.options.append(f"--on-warn={command}")
+        super().restart()
+
+
+def extended_life(at):
+    with WithSpare(program=faults.PROGRAM, seed=at, options=["--on-full=wait"]) as trial:
+        return serve_through(trial, Fault(KILL, at, trial.path / "report"), live_and_extend)
 
 
 CRASHED = Template(crash_in_the_middle)
@@ -162,6 +220,7 @@ def merge_to_a_snapshot(at):
 SWEEPS = [
     Sweep("the server, through a whole life", life, 24),
     Sweep("the server, through a whole life, at any system call", life_any_call, 8),
+    Sweep("the server, with stores that get full and are extended", extended_life, 16),
     Sweep("the start after a crash", recovery, 12),
     Sweep("format", format_a_store, 4),
     Sweep("drop of the oldest, offline", drop_the_oldest, 4),

@@ -3,7 +3,7 @@
  * io/disk.h on memory, for tests of what works on stores: it takes the place of io/disk-aio.c in the program that
  * includes it. Every request is carried out when it is submitted. The power can fail before any write: then this
  * write is torn (the sectors before `memory_torn_sectors` are written) and everything fails from there on. Sectors
- * can be unreadable. A file has no room beyond `memory_size_max`.
+ * can be unreadable, or unwritable. A file has no room beyond `memory_size_max`, or at a place within it.
  */
 #ifndef TESTS_MEMORY_DISK_H
 #define TESTS_MEMORY_DISK_H
@@ -23,6 +23,7 @@ struct memory_file {
 	uint8_t *bytes;
 	uint64_t size, room;
 	uint64_t bad_from, bad_to; /* bytes that cannot be read */
+	uint64_t unwritable_from, unwritable_to, no_room_from, no_room_to; /* nor written: -EIO, -ENOSPC */
 };
 
 struct disk_host {
@@ -196,6 +197,10 @@ static int memory_write(struct disk *disk, const uint8_t *data, uint64_t offset,
 		memory_dead = true;
 		bytes = (uint64_t)memory_torn_sectors * 512 < bytes ? (uint64_t)memory_torn_sectors * 512 : bytes;
 	}
+	if (offset < disk->file->unwritable_to && offset + bytes > disk->file->unwritable_from)
+		return -EIO;
+	if (offset < disk->file->no_room_to && offset + bytes > disk->file->no_room_from)
+		return -ENOSPC;
 	if (bytes > memory_size_max || offset > memory_size_max - bytes)
 		return -ENOSPC;
 	if (offset + bytes > disk->file->size)
