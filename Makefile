@@ -225,7 +225,7 @@ sim:
 # count.
 COVERAGE = $(BUILD)/coverage
 COVERAGE_TESTS = test-* damaged-stores.py *offline* check-* repair-* merge-* replay-* diff-* inspect-* extend-* \
-	full-store-* write-back-* copy-ahead-* fold-* discard-* drop-frees-* restart-*
+	full-store-* write-back-* copy-ahead-* fold-* discard-* drop-frees-* restart-* serve-refuses-*
 coverage:
 	$(Q)tests/install-tools build tests coverage
 	$(Q)$(MAKE) $(parallel) BUILD=$(COVERAGE) CFLAGS='-O0 --coverage $(CFLAGS)' tests
