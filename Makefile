@@ -149,7 +149,8 @@ SHORT_OF_MEMORY = test-check test-map test-record
 $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(ARCHIVE) $(BUILD)/link
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
-	$(Q)$(LINK) -pie -o $@ $(if $(filter $*,$(SHORT_OF_MEMORY)),$(WRAPPED:%=-Wl,--wrap=%)) $(filter %.o %.a,$^) $(LIBRARIES)
+	$(Q)$(LINK) -pie -o $@ $(if $(filter $*,$(SHORT_OF_MEMORY)),$(WRAPPED:%=-Wl,--wrap=%)) \
+		$(filter %.o %.a,$^) $(LIBRARIES)
 
 $(BUILD)/tests/sim: $(call objects,$(SIM_SOURCES)) $(ARCHIVE) $(BUILD)/link
 	$(call say,LINK,$@)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Memory that runs short on demand, for the tests that the Makefile names in SHORT_OF_MEMORY: there the linker sends all
- * calls of these functions here. One allocation fails: the one that `memory_short_after` others come before. And what is
- * taken and not given back is counted.
+ * Memory that runs short on demand, for the tests that the Makefile names in SHORT_OF_MEMORY: there the linker sends
+ * all calls of these functions here. One allocation fails: the one that `memory_short_after` others come before. And
+ * what is taken and not given back is counted.
  */
 #ifndef TESTS_MEMORY_FAILS_H
 #define TESTS_MEMORY_FAILS_H
