@@ -140,15 +140,18 @@ $(BUILD)/rowsnap.static: $(call objects,$(PROGRAM_SOURCES)) $(ARCHIVE) $(BUILD)/
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -static-pie -o $@ $(filter %.o %.a,$^) $(LIBRARIES)
 
+# Where memory runs short on demand, all calls of these go through the test.
+WRAPPED = malloc calloc realloc reallocarray aligned_alloc strdup mmap64 free
+SHORT_OF_MEMORY = test-check test-map test-record
+
 # Unit tests, and the programs that other tests talk to. From the archive each takes what it uses; what a test
 # brings itself comes first, so the simulator's disk takes the place of io/disk-aio.c.
 $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(ARCHIVE) $(BUILD)/link
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
-	$(Q)$(LINK) -pie -o $@ $(filter %.o %.a,$^) $(LIBRARIES)
+	$(Q)$(LINK) -pie -o $@ $(if $(filter $*,$(SHORT_OF_MEMORY)),$(WRAPPED:%=-Wl,--wrap=%)) \
+		$(filter %.o %.a,$^) $(LIBRARIES)
 
-# Its memory runs short on demand: all calls of these go through the simulator.
-WRAPPED = malloc calloc realloc reallocarray aligned_alloc strdup mmap64 free
 $(BUILD)/tests/sim: $(call objects,$(SIM_SOURCES)) $(ARCHIVE) $(BUILD)/link
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
@@ -218,15 +221,18 @@ sim:
 	$(Q)$(MAKE) $(parallel) $(SIM_WANTED)
 	$(Q)$(SIM_WANTED) $(if $(SEEDS)$(MINUTES)$(SCHEDULES),$(SIM_ARGUMENTS),--seeds=1000 --jobs=$(JOBS))
 
-# How much of core/ and format/ the simulator and the tests reach: TESTS= picks some of those that run fast. Branches of
-# assertions, which nothing may take, do not count.
+# How much of core/ and format/ the simulator and the tests reach, in some minutes: SEEDS= as for sim, TESTS= picks the
+# tests. The whole of `sim --check` would take too long at -O0. Branches of assertions, which nothing may take, do not
+# count.
 COVERAGE = $(BUILD)/coverage
+COVERAGE_TESTS = test-* damaged-stores.py *offline* check-* repair-* merge-* replay-* diff-* inspect-* extend-* \
+	full-store-* write-back-* copy-ahead-* fold-* discard-* drop-frees-* restart-* serve-refuses-*
 coverage:
 	$(Q)tests/install-tools build tests coverage
 	$(Q)$(MAKE) $(parallel) BUILD=$(COVERAGE) CFLAGS='-O0 --coverage $(CFLAGS)' tests
 	$(Q)find $(COVERAGE) -name '*.gcda' -delete
-	$(Q)tests/run --only='$(or $(TESTS),sim test-* damaged-stores.py *offline* check-* repair-* merge-* replay-* diff-*)' \
-		$(COVERAGE)
+	$(Q)$(COVERAGE)/tests/sim --seeds=$(or $(SEEDS),300) --jobs=2
+	$(Q)tests/run --only='$(or $(TESTS),$(COVERAGE_TESTS))' $(COVERAGE)
 	$(Q)gcovr --root . --object-directory $(COVERAGE)/obj --filter core/ --filter format/ \
 		--exclude-branches-by-pattern '\s*assert\(' --html-details $(COVERAGE)/index.html \
 		--txt $(COVERAGE)/coverage.txt --print-summary $(COVERAGE)/obj

@@ -354,13 +354,13 @@ int map_add(struct map *map, block_t block, uint64_t count, enum map_kind kind, 
 
 	assert(count <= map->block_count && block <= map->block_count - count);
 	while (count > 0) {
-		struct map_run run = map_find(map, block, count);
 		uint64_t *word = &map->root[block / REGION_BLOCKS];
 		uint32_t place = (uint32_t)(block % REGION_BLOCKS);
 		uint32_t blocks = REGION_BLOCKS - place;
+		/* no further than this region: else each one would look at all the absent ones behind it */
+		struct map_run run = map_find(map, block, count < blocks ? count : blocks);
 
-		if (run.count < blocks)
-			blocks = (uint32_t)run.count;
+		blocks = (uint32_t)run.count;
 		if (run.kind == MAP_ABSENT) {
 			struct extent extent = { (uint16_t)place, (uint16_t)blocks, code };
 			int error = region_add(map, word, extent);

@@ -136,7 +136,8 @@ void repair_note(struct repair *repair, const struct check_finding *finding)
 
 bool repair_is_planned(const struct repair *repair)
 {
-	return !repair->contradicted && (repair->superblock || repair->area_count > 0 || repair->tail);
+	return !repair->contradicted &&
+	       (repair->superblock || repair->area_count > 0 || repair->tail || repair->no_memory);
 }
 
 void repair_end(struct repair *repair)

@@ -42,6 +42,7 @@ struct repair {
 
 /* Takes a finding into the plan, if it is of this store and can be mended. */
 void repair_note(struct repair *repair, const struct check_finding *finding);
+/* Whether there is something to carry out: also when memory was short for the plan, which carrying it out then says. */
 bool repair_is_planned(const struct repair *repair);
 /*
  * Carries the plan out. Returns 0 or a negative errno, and then what was done so far holds, and the rest can be done by

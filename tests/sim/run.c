@@ -14,6 +14,7 @@
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "tests/sim/run.h"
 
@@ -196,6 +197,41 @@ static void on_event(void *context)
 		probe(run);
 }
 
+/* What is told of a store must be true, and of a snapshot there is. */
+static void told(const struct volume_event *event, void *context)
+{
+	const struct run *run = context;
+	const struct snap *of = NULL;
+
+	sim_trace("told: snapshot %s is %u %% full (%u)", event->snapshot, event->percent, event->threshold);
+	for (unsigned i = 0; i < run->snap_count; i++)
+		if (strcmp(run->snaps[i].name, event->snapshot) == 0)
+			of = &run->snaps[i];
+	if (of == NULL || of->state == SNAP_GONE)
+		sim_fail("told of snapshot %s, which is not there", event->snapshot);
+	switch (event->kind) {
+	case VOLUME_EVENT_THRESHOLD:
+		if (event->percent < event->threshold || event->percent > 100 || event->threshold == 0)
+			sim_fail("told that %u %% is %u %%", event->percent, event->threshold);
+		break;
+	case VOLUME_EVENT_BROKEN:
+	case VOLUME_EVENT_FULL:
+		if (!run->limited && !run->faulty && !run->short_of_memory && !run->may_rot)
+			sim_fail("told that the store of snapshot %s, which has room, is full", event->snapshot);
+		break;
+	}
+}
+
+static void warn_of_fullness(struct run *run)
+{
+	static const unsigned thresholds[] = { 1, 50, 80, 95 };
+
+	memcpy(run->options.warn_at, thresholds, sizeof(thresholds));
+	run->options.warn_count = sizeof(thresholds) / sizeof(thresholds[0]);
+	run->options.event = told;
+	run->options.event_context = run;
+}
+
 void sim_run(uint64_t seed, struct sim_totals *totals)
 {
 	struct run *run = run_create(seed, totals);
@@ -208,6 +244,9 @@ void sim_run(uint64_t seed, struct sim_totals *totals)
 	if (seed % 4 == 3 && !run->faulty && !run->limited && !run->short_of_memory && !run->may_rot)
 		run->options.write_back_bytes = (8 + seed / 4 % 56) * 4096;
 	run->in_order = seed % 4 == 1;
+	/* Where writes may wait for room, settling waits for idle moments, which looking at the room would never leave. */
+	if (seed % 16 == 6 && run->options.on_full != ON_FULL_WAIT)
+		warn_of_fullness(run);
 	run->probes_per_thousand = 26;
 	sim_set_hook(run->host, on_event, run);
 	lives = random_range(&run->random, run->has_bursts ? 8 : 1, run->has_bursts ? 20 : 6);

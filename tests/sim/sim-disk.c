@@ -479,6 +479,14 @@ static bool has_bad_page(struct disk_io *io)
 	return false;
 }
 
+/* What its file system has left for a file. */
+static uint64_t room_bytes(const struct sim_file *file)
+{
+	if (!file->host->has_room_limit || file->is_origin || file->is_device)
+		return UINT64_MAX;
+	return file->host->room <= 0 ? 0 : (uint64_t)file->host->room * PAGE_SECTORS * SECTOR_BYTES;
+}
+
 /* What a sparse file, or one that shares its blocks, is told late: its file system has no room for a page more. */
 static bool has_no_room(const struct disk_io *io)
 {
@@ -764,7 +772,8 @@ void sim_revive(struct disk_host *host)
 
 static const char *op_text(enum disk_op op)
 {
-	static const char *const texts[] = { "READ", "WRITE", "FLUSH", "DISCARD", "ZERO", "ALLOCATE", "EXTENTS" };
+	static const char *const texts[] = { "READ", "WRITE", "FLUSH", "DISCARD", "ZERO", "ALLOCATE", "EXTENTS",
+					     "MEASURE" };
 
 	return texts[op];
 }
@@ -825,7 +834,7 @@ static int finish(struct disk_io *io)
 		extents(io);
 		break;
 	case DISK_MEASURE:
-		io->room_bytes = UINT64_MAX;
+		io->room_bytes = room_bytes(io->disk->file);
 		break;
 	}
 	return error;
@@ -909,9 +918,9 @@ static void check_request(const struct disk_io *io)
 	const struct sim_file *file = io->disk->file;
 	uint64_t bytes = 0;
 
-	if (io->op == DISK_FLUSH) {
+	if (io->op == DISK_FLUSH || io->op == DISK_MEASURE) {
 		if (io->offset != 0 || io->length != 0)
-			sim_fail("a flush with an offset or a length");
+			sim_fail("%s with an offset or a length", op_text(io->op));
 		return;
 	}
 	if (io->length == 0)

@@ -138,14 +138,29 @@ bool disk_is_same(const struct disk *a, const struct disk *b)
 	return a->file == b->file;
 }
 
+/* The files' own memory never runs short. */
+static void *memory_sure(void *old, size_t bytes)
+{
+#ifdef TESTS_MEMORY_FAILS_H
+	uint64_t after = memory_short_after;
+	void *piece;
+
+	memory_short_after = MEMORY_ENOUGH;
+	piece = realloc(old, bytes);
+	memory_short_after = after;
+#else
+	void *piece = realloc(old, bytes);
+#endif
+
+	if (piece == NULL)
+		abort();
+	return piece;
+}
+
 static void memory_resize(struct memory_file *file, uint64_t size)
 {
 	if (size >= file->room) {
-		uint8_t *bytes = realloc(file->bytes, (size_t)size + 1);
-
-		if (bytes == NULL)
-			abort();
-		file->bytes = bytes;
+		file->bytes = memory_sure(file->bytes, (size_t)size + 1);
 		file->room = size + 1;
 	}
 	if (size > file->size)
@@ -214,9 +229,7 @@ static int memory_write_vector(const struct disk_io *io)
 
 	if (io->iov == NULL)
 		return memory_write(io->disk, io->single.iov_base, io->offset, io->length);
-	at = data = malloc((size_t)io->length + 1);
-	if (data == NULL)
-		abort();
+	at = data = memory_sure(NULL, (size_t)io->length + 1);
 	for (unsigned i = 0; i < io->iov_count; at += io->iov[i++].iov_len)
 		memcpy(at, io->iov[i].iov_base, io->iov[i].iov_len);
 	error = memory_write(io->disk, data, io->offset, io->length);
@@ -234,11 +247,10 @@ static int memory_extents(struct disk_io *io)
 
 static int memory_zero(struct disk_io *io)
 {
-	uint8_t *zeroes = calloc(1, (size_t)io->length + 1);
+	uint8_t *zeroes = memory_sure(NULL, (size_t)io->length + 1);
 	int error;
 
-	if (zeroes == NULL)
-		abort();
+	memset(zeroes, 0, (size_t)io->length);
 	error = memory_write(io->disk, zeroes, io->offset, io->length);
 	free(zeroes);
 	return error;

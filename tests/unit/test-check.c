@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What check finds in damaged stores, what repair makes of them, and that a repair that is cut short at any write
- * leaves a store that reads as before it or as after it, and can be repaired again.
+ * leaves a store that reads as before it or as after it, and can be repaired again; also one that memory was short for.
  */
 #include "core/check.h"
 #include "core/metadata.h"
 #include "core/repair.h"
+
+#include "tests/unit/memory-fails.h"
 
 #include "tests/unit/memory-disk.h"
 #include "tests/unit/unit.h"
@@ -190,21 +192,23 @@ static void found(const struct check_finding *finding, void *context)
 static int look(const char *numbers, bool repair)
 {
 	struct check_store stores[3] = { 0 };
-	struct check check = { .host = host, .stores = stores, .count = strlen(numbers), .found = found };
+	struct check check = { .host = host, .stores = stores, .found = found };
 	char path[] = "s0";
-	int error;
+	int error = 0;
 
 	check.context = &stores[0];
 	memset(seen, 0, sizeof(seen));
 	memset(&plan, 0, sizeof(plan));
 	plan.one = repair ? &stores[0] : NULL;
-	for (size_t i = 0; i < check.count; i++) {
-		path[1] = numbers[i];
-		stores[i].links_only = repair && i > 0;
-		if (store_open(host, path, repair && i == 0 ? 0 : DISK_OPEN_READ_ONLY, &stores[i].store) != 0)
-			abort();
+	for (check.count = 0; error == 0 && numbers[check.count] != '\0'; check.count += error == 0) {
+		struct check_store *one = &stores[check.count];
+
+		path[1] = numbers[check.count];
+		one->links_only = repair && check.count > 0;
+		error = store_open(host, path, repair && check.count == 0 ? 0 : DISK_OPEN_READ_ONLY, &one->store);
 	}
-	error = check_run(&check);
+	if (error == 0)
+		error = check_run(&check);
 	if (error == 0 && repair && repair_is_planned(&plan))
 		error = repair_carry_out(&plan);
 	repair_end(&plan);
@@ -655,6 +659,38 @@ static bool survives_cuts(const struct damage *damage, unsigned number, const ch
 	return ok && writes < MAX_WRITES;
 }
 
+/* Each allocation fails in turn: that is told, nothing changes but what a repair may change, and all memory comes back. */
+static bool survives_short_memory(const struct damage *damage, unsigned number, const char *numbers)
+{
+	struct reading before, after, now;
+	bool ok = true, short_of = true;
+
+	damage_store(damage);
+	before = read_store(number);
+	ok = look(numbers, true) == 0;
+	after = read_store(number);
+	for (uint64_t at = 0; ok && short_of; at++) {
+		int64_t in_use = memory_in_use;
+		int error;
+
+		damage_store(damage);
+		memory_short(at);
+		error = look(numbers, true);
+		short_of = memory_was_short;
+		memory_short(MEMORY_ENOUGH);
+		ok = error == (short_of ? -ENOMEM : 0) && memory_in_use == in_use;
+		now = read_store(number);
+		ok = ok && (same_reading(&now, &after) || (short_of && same_reading(&now, &before)));
+		ok = ok && look(numbers, true) == 0;
+		now = read_store(number);
+		ok = ok && same_reading(&now, &after);
+		if (!ok)
+			printf("# allocation %llu: error %d, %lld pieces too many\n", (unsigned long long)at, error,
+			       (long long)(memory_in_use - in_use));
+	}
+	return ok;
+}
+
 /* Nothing that could be read before reads otherwise afterwards, but for an error. */
 static bool nothing_is_invented(const struct reading *before, const struct reading *after)
 {
@@ -688,6 +724,8 @@ static void test_damage(const struct damage *damage, unsigned number, const char
 		check_named(damage->name, "check agrees with the repair", found_codes(damage->left));
 	check_named(damage->name, "a repair cut short is as before or as after, and can be done again",
 	     survives_cuts(damage, number, numbers));
+	check_named(damage->name, "a repair without memory says so, and can be done again",
+	     survives_short_memory(damage, number, numbers));
 }
 
 /* ---- what cannot be read ---- */
@@ -781,6 +819,11 @@ static void to_folded(struct superblock *superblock)
 	superblock->successor_uuid = id(3);
 }
 
+static void to_stray(struct superblock *superblock)
+{
+	superblock->successor_uuid = id(50);
+}
+
 static void to_witness(struct superblock *superblock)
 {
 	superblock->witness_uuid = id(2);
@@ -829,8 +872,28 @@ static void test_chain(void)
 	edit(3, to_witness);
 	check("a witness", look("321", false) == 0 && seen[FOUND_WITNESS] == 1);
 	check("what it testifies", look("231", false) == 0 && seen[FOUND_SNAPSHOT_BROKEN] == 1);
+	edit(1, to_folded);
+	edit(2, to_stray);
+	check("a store that is in the chain no more, by a link to one that is not here either",
+	      look("213", false) == 0 && seen[FOUND_STORE_LEFTOVER] == 1 && seen[FOUND_CHAIN_CONTRADICTION] == 0);
+	check("the others are put in order without it", look("312", false) == 0 && seen[FOUND_PREDECESSOR_BEHIND] == 1 &&
+								seen[FOUND_CHAIN_CONTRADICTION] == 0);
+	make_chain();
 	edit(3, to_empty);
 	check("an empty store", look("31", false) == 0 && JUST(FOUND_STORE_EMPTY));
+}
+
+/* Both copies are good, and of one generation: no crash leaves that. */
+static void test_two_superblocks(void)
+{
+	struct superblock other = super(2, SLOTS);
+
+	make_chain();
+	other.created_ns++;
+	superblock_encode(bytes_of(2) + SUPERBLOCK_OFFSET_1, &other);
+	check("two superblocks of the same generation that differ",
+	      look("231", false) == 0 && seen[FOUND_SUPERBLOCK_CONTRADICTION] == 1 &&
+		      seen[FOUND_SUPERBLOCK_COPY_BEHIND] == 0);
 }
 
 /*
@@ -895,6 +958,7 @@ int main(void)
 	test_places();
 	test_unreadable();
 	test_chain();
+	test_two_superblocks();
 	check("nothing was written to what was opened for reading", !memory_wrote_read_only);
 	for (unsigned i = 0; i < MEMORY_FILES; i++)
 		free(memory_files[i].bytes);

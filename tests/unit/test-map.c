@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+#include "tests/unit/memory-fails.h"
 #include "tests/unit/unit.h"
 
 #define BLOCKS 5000u
@@ -99,6 +100,60 @@ static void random_maps(void)
 	check("random maps agree with a plain array, also after forgetting slots", wrong == 0);
 }
 
+/* Adds runs, one of which (any one) fails for want of memory, and once more then; and forgets, likewise. */
+static unsigned one_short_map(uint64_t after, bool *was_short)
+{
+	unsigned wrong = 0;
+	struct map *map;
+	int error;
+
+	seed = 1;
+	memset(model, 0, sizeof(model));
+	memory_short(after);
+	error = map_create(BLOCKS, &map);
+	if (error != 0) {
+		*was_short = memory_was_short;
+		return error != -ENOMEM || !memory_was_short;
+	}
+	for (unsigned i = 0; i < 700; i++) {
+		uint32_t block = any(BLOCKS), count = 1 + any(i % 100 == 0 ? 2500 : 3), slot = any(100000);
+
+		if (count > BLOCKS - block)
+			count = BLOCKS - block;
+		error = map_add(map, block, count, MAP_SLOT, SLOT(slot));
+		wrong += error != 0 && (error != -ENOMEM || !memory_was_short);
+		if (error != 0)
+			wrong += map_add(map, block, count, MAP_SLOT, SLOT(slot)) != 0;
+		model_add(block, count, MAP_SLOT, slot);
+		wrong += error != 0 && !is_equal(map);
+	}
+	wrong += !is_equal(map);
+	error = map_forget_from(map, SLOT(80000));
+	wrong += error != 0 && (error != -ENOMEM || !memory_was_short);
+	if (error != 0)
+		wrong += map_forget_from(map, SLOT(80000)) != 0;
+	for (uint32_t block = 0; block < BLOCKS; block++)
+		if (model[block] >= 3 + 80000)
+			model[block] = 0;
+	wrong += !is_equal(map);
+	map_destroy(map);
+	*was_short = memory_was_short;
+	return wrong;
+}
+
+static void short_memory(void)
+{
+	int64_t in_use = memory_in_use;
+	bool was_short = true;
+	unsigned wrong = 0, runs = 0;
+
+	for (; was_short; runs++)
+		wrong += one_short_map(runs, &was_short);
+	memory_short(MEMORY_ENOUGH);
+	check("what fails for want of memory can be done again, whichever allocation it was", wrong == 0 && runs > 50);
+	check("nothing is left of it", memory_in_use == in_use);
+}
+
 static void first_counts(void)
 {
 	struct map *map;
@@ -159,6 +214,7 @@ int main(void)
 {
 	first_counts();
 	random_maps();
+	short_memory();
 	large_origin();
 	memory_bounds();
 	return unit_done();
