@@ -28,8 +28,8 @@ def build(name):
 
 def hunt(name):
     """Whether the simulator finds it, and what it says."""
-    hint = re.search(r"Found by seed (\d+)\.", (MUTATIONS / name).read_text())
-    first = [f"--seeds={hint[1]}-{hint[1]}"] if hint else []
+    hint = re.search(r"Found by (seed|schedule) (\d+)\.", (MUTATIONS / name).read_text())
+    first = [f"--{hint[1]}s={hint[2]}-{hint[2]}"] if hint else []
     try:
         program = build(name)
         done = subprocess.run([program, "--hunt", *first], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
