@@ -86,6 +86,9 @@ class Template:
             self.folder.__exit__()
 
 
+TRIES_MAX = 10
+
+
 class Sweep:
     """
     run(at) has call `at` go wrong in one trial and judges it. It returns the call's name, PASSED_OVER, or None when there
@@ -101,10 +104,13 @@ class Tally:
         self.fired, self.calls, self.wrong, self.last = 0, {}, [], 0
 
 
-def run_one(sweep, at, tally, lock):
-    """Whether it fired."""
+def run_one(sweep, at, tally, lock, tries=1):
+    """Whether it fired, or may at a later call. Where it cannot, one of the next calls takes its place: `tries` in all."""
     try:
         name = sweep.run(at)
+        while name is PASSED_OVER and tries > 1:
+            at, tries = at + 1, tries - 1
+            name = sweep.run(at)
     except Wrong as error:
         name, text = None, f"at {at}: {error}"
     except Exception:  # pylint: disable=broad-except
@@ -135,7 +141,7 @@ def run_sweep(sweep, options):
         at, going = 1 + (step > 1) * (step // 2), True
         while going:
             batch = range(at, at + step * options.jobs * 2, step)
-            going = all(pool.map(lambda n: run_one(sweep, n, tally, lock), batch))
+            going = all(pool.map(lambda n: run_one(sweep, n, tally, lock, min(step, TRIES_MAX)), batch))
             at += step * options.jobs * 2
             going = going and len(tally.wrong) < 20
     return tally
