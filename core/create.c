@@ -304,7 +304,14 @@ static void flushed(struct disk_io *io, int error)
 static void prepared(struct store_update *update, int error)
 {
 	struct volume *volume = update->context;
+	const struct store *store = volume->operation->store;
 
+	/*
+	 * From the seal on a start needs it: if one copy can't be written now, and the other is torn when it is made active,
+	 * the store would be empty.
+	 */
+	if (error == 0 && store->degraded)
+		error = store->first_error;
 	if (error != 0) {
 		create_fail(volume, error, "cannot be written", error);
 		return;

@@ -266,6 +266,7 @@ void write_back_tick(struct volume *volume);
  * last write_back_lift()) is on the origin; what comes after it stays in the buffer until write_back_lift().
  */
 bool write_back_barrier(struct volume *volume);
+bool write_back_is_barred(const struct volume *volume);
 void write_back_lift(struct volume *volume);
 bool write_back_is_empty(const struct volume *volume); /* and no request waits in it */
 int write_back_late_error(const struct volume *volume); /* of a write answered before; not told yet */
@@ -355,8 +356,8 @@ void fingerprint_written(struct volume *volume, struct request *request);
 void fingerprint_turn(struct volume *volume);
 
 /* ---- operation.c ---- */
-/* Starts what may start, and carries the one under way on when what it waits for has come. Once a turn. */
-void operation_turn(struct volume *volume);
+/* Starts what may start, and carries the one under way on when what it waits for has come. In every turn. */
+bool operation_turn(struct volume *volume); /* whether one has begun or gone a step on */
 void operation_end(struct volume *volume, int error);
 /* The operation under way goes on with next() when is_ready() says so, at the earliest in this turn's end. */
 void operation_wait(struct volume *volume, bool (*is_ready)(const struct volume *volume, const struct operation *operation),

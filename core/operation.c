@@ -90,6 +90,12 @@ static void start(struct volume *volume, struct operation *operation)
 		operation_end(volume, -ESHUTDOWN);
 		return;
 	}
+	if (volume->unusable && operation->kind != OPERATION_STOP) {
+		complaint_set(&operation->complaint, operation->name,
+			      "what the newest store says is unknown after an error: stop the server and start it again");
+		operation_end(volume, -EIO);
+		return;
+	}
 	if (operation->kind == OPERATION_CREATE && write_back_late_error(volume) != 0) {
 		complaint_set(&operation->complaint, operation->name,
 			      "a buffered write has failed, and no flush has told yet: the snapshot would lack it");
@@ -112,26 +118,28 @@ static void start(struct volume *volume, struct operation *operation)
 	}
 }
 
-void operation_turn(struct volume *volume)
+bool operation_turn(struct volume *volume)
 {
 	struct operation *operation = volume->operation;
+	bool barred = write_back_is_barred(volume);
 
 	if (operation != NULL) {
-		if (operation->is_ready != NULL && operation->is_ready(volume, operation)) {
-			void (*next)(struct volume *, struct operation *) = operation->next;
+		void (*next)(struct volume *, struct operation *) = operation->next;
 
-			operation->is_ready = NULL;
-			next(volume, operation);
-		}
-		return;
+		if (operation->is_ready == NULL || !operation->is_ready(volume, operation))
+			return false;
+		operation->is_ready = NULL;
+		next(volume, operation);
+		return true;
 	}
 	list_for_each(link, &volume->operations) {
 		operation = container_of(link, struct operation, link);
 		if (!can_start(volume, operation))
 			continue;
 		start(volume, operation);
-		return;
+		return true;
 	}
+	return write_back_is_barred(volume) != barred; /* it drains now, so that one can start */
 }
 
 void operation_wait(struct volume *volume, bool (*is_ready)(const struct volume *volume, const struct operation *operation),

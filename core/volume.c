@@ -325,13 +325,8 @@ static bool log_is_wanted(const struct volume *volume, size_t index)
 	return volume->chain[index] == volume_active(volume) || fold_involves(volume, volume->chain[index]);
 }
 
-void volume_turn(struct volume *volume)
+static void logs_turn(struct volume *volume)
 {
-	fold_turn(volume);
-	copy_turn(volume);
-	write_turn(volume);
-	read_turn(volume);
-	write_back_turn(volume);
 	for (size_t i = 0; i < volume->chain_count; i++) {
 		struct log *log = volume->chain[i]->store->log;
 
@@ -344,9 +339,24 @@ void volume_turn(struct volume *volume)
 		else if (volume->chain[i] != volume_active(volume) || !copy_holds_commit(volume))
 			log_push(log);
 	}
-	barrier_turn(volume);
-	pause_check(volume);
-	operation_turn(volume);
+}
+
+void volume_turn(struct volume *volume)
+{
+	/*
+	 * What a step of an operation, or the end of a copy that failed, makes possible is done now: without a disk request
+	 * under way there may be no other turn until the next tick.
+	 */
+	do {
+		fold_turn(volume);
+		copy_turn(volume);
+		write_turn(volume);
+		read_turn(volume);
+		write_back_turn(volume);
+		logs_turn(volume);
+		barrier_turn(volume);
+		pause_check(volume);
+	} while (operation_turn(volume) || volume->copy_freed);
 	disk_host_push(volume->host);
 }
 

@@ -443,6 +443,11 @@ bool write_back_barrier(struct volume *volume)
 	return oldest(wb) > wb->barrier;
 }
 
+bool write_back_is_barred(const struct volume *volume)
+{
+	return volume->write_back != NULL && volume->write_back->barred;
+}
+
 void write_back_lift(struct volume *volume)
 {
 	if (volume->write_back != NULL)

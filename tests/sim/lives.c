@@ -23,6 +23,18 @@ void all_come_back(struct run *run)
 		sim_file_set_gone(run->stores[i], false);
 }
 
+/* What can go on goes on in the turn that makes it possible: after that one, with nothing in flight, another does nothing. */
+static void check_that_nothing_sleeps(struct run *run)
+{
+	unsigned waiting = run->clients_under_way + snaps_busy(run);
+
+	if (sim_in_flight(run->host) > 0)
+		return;
+	volume_turn(run->volume);
+	if (sim_in_flight(run->host) > 0 || run->clients_under_way + snaps_busy(run) != waiting)
+		sim_fail("something could have gone on, and would have waited for the next tick");
+}
+
 void pump(struct run *run)
 {
 	uint64_t batch = run->is_exhaustive ? 1 : random_range(&run->random, 1, 4);
@@ -30,6 +42,10 @@ void pump(struct run *run)
 	/* Not for ever: a seal of unknown outcome is tried again until it is known, and writes wait for that. */
 	if (run->gone_turns > 0 && --run->gone_turns == 0)
 		all_come_back(run);
+	if (sim_in_flight(run->host) == 0) {
+		volume_turn(run->volume);
+		check_that_nothing_sleeps(run);
+	}
 	if (sim_in_flight(run->host) == 0) {
 		sim_host_sleep(run->host, TICK_NS);
 		volume_tick(run->volume);
