@@ -32,6 +32,7 @@ struct loop {
 	int epoll_fd;
 	bool stopping;
 	bool in_turn;
+	bool coarse; /* the kernel's waits are in milliseconds */
 	uint64_t now_ns;
 	struct list timers; /* struct loop_timer.link, by due_ns */
 	struct list hooks;  /* struct loop_hook.link, and the marker during a turn */
@@ -157,24 +158,43 @@ void loop_hook_remove(struct loop_hook *hook)
 	list_remove(&hook->link);
 }
 
-/* The wait until the first timer, rounded up to whole milliseconds, or `timeout_ms` where that is shorter. */
-static int wait_ms(const struct loop *loop, int timeout_ms)
+/* The wait until the first timer, or `timeout_ms` where that is shorter: nanoseconds; UINT64_MAX: for ever. */
+static uint64_t wait_ns(const struct loop *loop, int timeout_ms)
 {
-	const struct loop_timer *first;
-	uint64_t now_ns, left_ms;
+	uint64_t limit_ns = timeout_ms < 0 ? UINT64_MAX : (uint64_t)timeout_ms * 1000000, due_ns, now_ns;
 
-	if (timeout_ms == 0 || list_is_empty(&loop->timers))
-		return timeout_ms;
-	first = container_of(loop->timers.next, struct loop_timer, link);
-	if (first->due_ns <= loop->now_ns)
+	if (limit_ns == 0 || list_is_empty(&loop->timers))
+		return limit_ns;
+	due_ns = container_of(loop->timers.next, struct loop_timer, link)->due_ns;
+	if (due_ns <= loop->now_ns)
 		return 0;
 	now_ns = clock_read_ns();
-	if (first->due_ns <= now_ns)
+	if (due_ns <= now_ns)
 		return 0;
-	left_ms = (first->due_ns - now_ns - 1) / 1000000 + 1;
-	if (timeout_ms > 0 && (uint64_t)timeout_ms < left_ms)
-		return timeout_ms;
-	return left_ms > INT_MAX ? INT_MAX : (int)left_ms;
+	return due_ns - now_ns < limit_ns ? due_ns - now_ns : limit_ns;
+}
+
+/* epoll_wait() knows milliseconds only; kernels before 5.11 know nothing else. */
+static int wait_for_events(struct loop *loop, uint64_t limit_ns)
+{
+	struct timespec limit = { (time_t)(limit_ns / 1000000000), (long)(limit_ns % 1000000000) };
+	uint64_t limit_ms = limit_ns / 1000000 + (limit_ns % 1000000 > 0);
+	int count;
+
+	if (!loop->coarse) {
+		count = epoll_pwait2(loop->epoll_fd, loop->events, EVENTS_PER_TURN_MAX,
+				     limit_ns == UINT64_MAX ? NULL : &limit, NULL);
+		if (count >= 0 || errno != ENOSYS)
+			return count;
+		loop->coarse = true;
+	}
+	return epoll_wait(loop->epoll_fd, loop->events, EVENTS_PER_TURN_MAX,
+			  limit_ns == UINT64_MAX ? -1 : limit_ms > INT_MAX ? INT_MAX : (int)limit_ms);
+}
+
+bool loop_is_fine(const struct loop *loop)
+{
+	return !loop->coarse;
 }
 
 static void run_timers(struct loop *loop)
@@ -231,7 +251,7 @@ int loop_turn(struct loop *loop, int timeout_ms)
 	int count;
 
 	assert(!loop->in_turn);
-	count = epoll_wait(loop->epoll_fd, loop->events, EVENTS_PER_TURN_MAX, wait_ms(loop, timeout_ms));
+	count = wait_for_events(loop, wait_ns(loop, timeout_ms));
 	if (count < 0 && errno != EINTR)
 		error = -errno;
 	loop->event_next = 0;

@@ -56,11 +56,13 @@ void loop_remove(struct loop *loop, struct loop_source *source);
 void loop_timer_init(struct loop_timer *timer, void (*expired)(struct loop_timer *timer), void *context);
 void loop_timer_set(struct loop *loop, struct loop_timer *timer, uint64_t due_ns);
 void loop_timer_cancel(struct loop_timer *timer);
+/* Whether timers are kept to the microsecond or so; else to the millisecond, rounded up. Known after a first wait. */
+bool loop_is_fine(const struct loop *loop);
 
 void loop_hook_add(struct loop *loop, struct loop_hook *hook);
 void loop_hook_remove(struct loop_hook *hook);
 
-/* Runs turns until loop_stop(). Returns 0 or epoll_wait's errors (not EINTR). */
+/* Runs turns until loop_stop(). Returns 0 or epoll_pwait2's errors (not EINTR). */
 __attribute__((warn_unused_result)) int loop_run(struct loop *loop);
 
 /* One turn: waits at most `timeout_ms` (-1: for ever; 0: not at all) for an event. Hooks run in any case. */

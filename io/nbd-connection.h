@@ -121,6 +121,8 @@ struct nbd_connection {
 	struct list replies;   /* to be sent; the first one from byte `first_sent` on */
 	size_t first_sent;
 	uint64_t unsent_bytes; /* of replies */
+	struct loop_timer pace;        /* runs while further replies wait for the client's next request */
+	unsigned pace_off, pace_waits; /* so many long rows go out in one piece; the last such number */
 
 	/* To be reached by stall_due_ns; 0: not being watched. */
 	uint64_t stall_due_ns, stall_sent, stall_received;

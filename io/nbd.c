@@ -25,6 +25,11 @@
  * In both, the structure is freed by a settling, when the engine holds none of its requests: never under a caller's
  * feet.
  *
+ * Pace. A disk may answer many requests at once, and where client and server come to share a CPU, as the scheduler often
+ * has it, a long row of replies would have the disk idle until the client has seen the last of them. So after
+ * PACE_REPLIES replies the others wait until the client has sent something, or PACE_NS have passed. A client that sends
+ * nothing then has none of this for a while: for 1 long row, then 2, 4, ... PACE_OFF_MAX.
+ *
  * What a client can do to others. At most connections_max connections are held; a further one is closed at once. In the
  * arena's queue a connection has one place, first come, first served. Memory in a client's hands (replies it doesn't
  * take, a payload it doesn't send) is watched while anybody waits for the arena: what a client holds up at one check
@@ -55,6 +60,9 @@
 #define ACCEPT_AGAIN_NS (SECOND_NS / 5)
 #define STALL_CHECKS 8 /* in stall_ns */
 #define SEND_IOV_MAX (1 + 2 * NBD_IN_FLIGHT_MAX)
+#define PACE_REPLIES 8u
+#define PACE_NS UINT64_C(200000)
+#define PACE_OFF_MAX 256u
 
 _Static_assert(SEND_IOV_MAX <= IOV_MAX, "all replies fit one sendmsg");
 
@@ -127,6 +135,7 @@ void nbd_drop(struct nbd_connection *connection)
 		return;
 	input_stop(connection, NBD_STAGE_DEAD);
 	loop_timer_cancel(&connection->deadline);
+	loop_timer_cancel(&connection->pace);
 	loop_remove(connection->nbd->loop, &connection->source);
 	(void)close(connection->source.fd);
 	connection->source.fd = -1;
@@ -238,6 +247,15 @@ static void hung_up(struct nbd_connection *connection)
 		nbd_end(connection);
 }
 
+/* The client has sent something while replies waited for that. */
+static void pace_kept(struct nbd_connection *connection)
+{
+	if (list_is_empty(&connection->pace.link))
+		return;
+	loop_timer_cancel(&connection->pace);
+	connection->pace_waits /= 2;
+}
+
 static void connection_ready(struct loop_source *source, uint32_t events)
 {
 	struct nbd_connection *connection = source->context;
@@ -249,25 +267,29 @@ static void connection_ready(struct loop_source *source, uint32_t events)
 	if (!wants_input(connection))
 		return;
 	got = receive_some(connection);
-	if (got > 0)
+	if (got > 0) {
+		pace_kept(connection);
 		parse(connection);
-	else if (got != -EAGAIN && got != -EINTR)
+	}
+	else if (got != -EAGAIN && got != -EINTR) {
 		nbd_end(connection);
+	}
 }
 
-/* Fills `iov` with all that is to be sent. Returns how many there are, and how many bytes. */
-static size_t gather(const struct nbd_connection *connection, struct iovec *iov, size_t *bytes)
+/* Fills `iov` with what is to be sent, but no more than `limit` replies. Returns how many pieces there are. */
+static size_t gather(const struct nbd_connection *connection, struct iovec *iov, unsigned limit)
 {
-	size_t skip = connection->first_sent;
+	size_t said = connection->outbox_bytes - connection->outbox_sent, skip = connection->first_sent;
 	size_t count = 0;
 
-	*bytes = connection->outbox_bytes - connection->outbox_sent;
-	if (*bytes > 0)
-		iov[count++] = (struct iovec){ connection->outbox + connection->outbox_sent, *bytes };
+	if (said > 0)
+		iov[count++] = (struct iovec){ connection->outbox + connection->outbox_sent, said };
 	list_for_each(link, &connection->replies) {
 		struct nbd_request *reply = container_of(link, struct nbd_request, link);
 		size_t data_skip = 0;
 
+		if (limit-- == 0)
+			break;
 		if (skip < reply->header_bytes)
 			iov[count++] = (struct iovec){ reply->header + skip, reply->header_bytes - skip };
 		else
@@ -277,7 +299,6 @@ static size_t gather(const struct nbd_connection *connection, struct iovec *iov,
 						       reply->data_bytes - data_skip };
 		skip = 0;
 	}
-	*bytes += connection->unsent_bytes;
 	return count;
 }
 
@@ -330,15 +351,14 @@ static bool has_unsent(const struct nbd_connection *connection)
 	return connection->outbox_bytes > 0 || connection->unsent_bytes > 0;
 }
 
-/* Sends as much as the socket takes. */
-static void send_replies(struct nbd_connection *connection)
+/* Sends as much as the socket takes, of `limit` replies at most. */
+static void send_replies(struct nbd_connection *connection, unsigned limit)
 {
 	struct iovec iov[SEND_IOV_MAX];
 	struct msghdr message = { .msg_iov = iov };
-	size_t bytes;
 	ssize_t result;
 
-	message.msg_iovlen = gather(connection, iov, &bytes);
+	message.msg_iovlen = gather(connection, iov, limit);
 	result = sendmsg(connection->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
 	if (result >= 0)
 		sent(connection, (size_t)result);
@@ -348,12 +368,58 @@ static void send_replies(struct nbd_connection *connection)
 		nbd_drop(connection);
 }
 
+static bool is_paced(const struct nbd_connection *connection)
+{
+	return !list_is_empty(&connection->pace.link);
+}
+
+/* The client had nothing to send: the rest goes out, and the next rows as they are. */
+static void pace_expired(struct loop_timer *timer)
+{
+	struct nbd_connection *connection = timer->context;
+
+	connection->pace_waits = connection->pace_waits == 0 ? 1 : connection->pace_waits * 2;
+	if (connection->pace_waits > PACE_OFF_MAX)
+		connection->pace_waits = PACE_OFF_MAX;
+	connection->pace_off = connection->pace_waits;
+	nbd_touch(connection);
+}
+
+static bool has_long_row(const struct nbd_connection *connection)
+{
+	unsigned count = 0;
+
+	list_for_each(link, &connection->replies)
+		if (++count > PACE_REPLIES)
+			return true;
+	return false;
+}
+
+static void send_paced(struct nbd_connection *connection)
+{
+	struct nbd *nbd = connection->nbd;
+	unsigned limit = NBD_IN_FLIGHT_MAX;
+
+	/* Who cannot send, or would not be heard, is not waited for. */
+	if (has_long_row(connection) && loop_is_fine(nbd->loop) && wants_input(connection) &&
+	    connection->stage == NBD_STAGE_COMMAND) {
+		if (connection->pace_off > 0)
+			connection->pace_off--;
+		else
+			limit = PACE_REPLIES;
+	}
+	send_replies(connection, limit);
+	if (limit == PACE_REPLIES && connection->first_sent == 0 && connection->stage != NBD_STAGE_DEAD &&
+	    !connection->mute && !list_is_empty(&connection->replies))
+		loop_timer_set(nbd->loop, &connection->pace, loop_now_ns(nbd->loop) + PACE_NS);
+}
+
 /* Watches the socket for what is wanted now, and for a hang-up, until there was one. */
 static void watch(struct nbd_connection *connection)
 {
 	struct loop *loop = connection->nbd->loop;
 	uint32_t events = (wants_input(connection) ? (uint32_t)EPOLLIN : 0) |
-			  (has_unsent(connection) ? (uint32_t)EPOLLOUT : 0) |
+			  (has_unsent(connection) && !is_paced(connection) ? (uint32_t)EPOLLOUT : 0) |
 			  (connection->mute ? 0 : (uint32_t)EPOLLHUP);
 	int error = 0;
 
@@ -390,8 +456,8 @@ static void connection_free(struct nbd_connection *connection)
 static void settle(struct nbd_connection *connection)
 {
 	nbd_encode_replies(connection);
-	if (has_unsent(connection) && !connection->mute && connection->stage != NBD_STAGE_DEAD)
-		send_replies(connection);
+	if (has_unsent(connection) && !connection->mute && connection->stage != NBD_STAGE_DEAD && !is_paced(connection))
+		send_paced(connection);
 	if (connection->mute || connection->stage == NBD_STAGE_DEAD)
 		replies_discard(connection);
 	if (connection->export && connection->export->gone && connection->engine_count == 0)
@@ -508,6 +574,7 @@ static void connection_init(struct nbd_connection *connection, struct nbd *nbd, 
 	list_init(&connection->replies);
 	list_init(&connection->free_requests);
 	loop_timer_init(&connection->deadline, deadline_expired, connection);
+	loop_timer_init(&connection->pace, pace_expired, connection);
 }
 
 static void connection_begin(struct nbd *nbd, int fd)

@@ -82,7 +82,7 @@ def sweeps():
                 "--calls=pwritev,pwrite64,preadv,pread64", "--without-aio")
     yield sweep("fallocate: EOPNOTSUPP", 1, f"--error={errno.EOPNOTSUPP}", "--calls=fallocate", "--onwards")
     yield sweep("accept4: EMFILE", 1, f"--error={errno.EMFILE}", "--calls=accept4")
-    yield sweep("epoll_wait, poll: EINTR", 1, f"--error={errno.EINTR}", "--calls=epoll_wait,poll")
+    yield sweep("epoll_pwait2, poll: EINTR", 1, f"--error={errno.EINTR}", "--calls=epoll_pwait2,poll")
     if not SANITIZED:  # its own memory does not come by malloc's mmap
         yield sweep("mmap: ENOMEM", 1, f"--error={errno.ENOMEM}", "--calls=mmap")
     for policy in ("break", "fail"):

@@ -415,6 +415,52 @@ def test_pipelining(server):
         client.close()
 
 
+def reads(first, count):
+    return b"".join(struct.pack(">IHHQQI", 0x25609513, 0, READ, n, n * 4096, 4096) for n in range(first, first + count))
+
+
+def test_rows_of_replies(server):
+    """Long rows go out in parts, between which the server waits a moment for the client: none may be kept back."""
+    blocks = [pattern(4096, n) for n in range(256)]
+    client = Client(server).begin()
+    for n, block in enumerate(blocks):
+        client.ask(WRITE, n * 4096, data=block)
+        client.simple()
+
+    def take(client, wanted):
+        got = [client.simple(4096) for _ in wanted]
+        return sorted(c for c, _, _ in got) == list(wanted) and all(blocks[c] == data for c, _, data in got)
+
+    for length in (8, 9, 16, 17, 32, 100, 128):
+        good = True
+        for _ in range(40):
+            client.send(reads(0, length))
+            good = take(client, range(length)) and good
+        check(f"who asks for {length} reads in one go, and for no more, gets all", good)
+    good = True
+    client.send(reads(0, 32))
+    for n in range(32, 256):
+        cookie, _, data = client.simple(4096)
+        good = good and data == blocks[cookie]
+        client.send(reads(n, 1))
+    good = all(client.simple(4096)[1] == 0 for _ in range(32)) and good
+    check("so does who asks for another with every reply", good)
+    client.send(reads(0, 32) + reads(32, 1)[:10])
+    good = take(client, range(32))
+    client.send(reads(32, 1)[10:])
+    check("and who stops in the middle of a request", good and take(client, range(32, 33)))
+    client.send(reads(0, 64))
+    client.sock.shutdown(socket.SHUT_WR)
+    check("and who ends sending right behind it", take(client, range(64)) and client.is_dropped())
+    for taken in (0, 1, 8, 9, 30):
+        client = Client(server).begin()
+        client.send(reads(0, 64))
+        for _ in range(taken):
+            client.simple(4096)
+        client.close()
+    check("and a client may go in the middle of a row", server.wait(lambda s: s["connections"] == 0 and s["arena_used"] == 0))
+
+
 def test_disc_finishes(server):
     client = Client(server).begin("slow")
     client.ask(WRITE, 0, data=b"kept")

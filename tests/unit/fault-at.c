@@ -89,6 +89,7 @@ static const struct call {
 	{ "accept4", SYS_accept4, NONE },
 	{ "mmap", SYS_mmap, NONE },
 	{ "epoll_wait", SYS_epoll_wait, NONE },
+	{ "epoll_pwait2", SYS_epoll_pwait2, NONE },
 	{ "poll", SYS_poll, NONE },
 };
 
