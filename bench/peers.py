@@ -107,6 +107,16 @@ class Peer:
                     return int(line.split()[1]) * 1024
         return None
 
+    def device_counts(self):
+        """What the kernel has counted on the disk the images lie on, whoever caused it: reads, writes, flushes."""
+        number = os.stat(self.folder).st_dev
+        try:
+            with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat", encoding="utf-8") as file:
+                fields = [int(field) for field in file.read().split()]
+        except FileNotFoundError:
+            return None  # a file system without a disk of its own
+        return fields[0], fields[4], fields[15] if len(fields) > 15 else 0
+
     def disk_bytes(self):
         """What the kernel has counted of the process's reads from disks, and writes."""
         with open(f"/proc/{self.process.pid}/io", encoding="utf-8") as file:

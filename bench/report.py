@@ -4,19 +4,23 @@ from html import escape
 
 from targets import limit, of_pairs, verdict
 
-COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
+COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0",
+           "#1f7a8c", "#bf4342", "#7f8f2c", "#5e3c99")
 
 
 def text_table(workload, peers):
     ours = peers.get("rowsnap")
     lines = [workload.title,
-             f"  {'':<30} {'median/s':>9} {'least':>9} {'most':>9} {'rowsnap is':>10} {'CPU us':>7} {'peak MiB':>8}"]
+             f"  {'':<30} {'median/s':>9} {'least':>9} {'most':>9} {'rowsnap is':>10} {'CPU us':>7} {'peak MiB':>8}"
+             f" {'disk I/Os':>9} {'flushes':>8}"]
     for name, peer in peers.items():
         versus = f"{of_pairs(ours, peer):.2f} x" if ours and name != "rowsnap" else ""
         cpu = f"{peer['cpu_us']:.1f}" if peer.get("cpu_us") is not None else ""
         peak = f"{peer['peak_bytes'] / (1 << 20):.0f}" if peer.get("peak_bytes") else ""
+        ios = f"{peer['device'][0] + peer['device'][1]:.2f}" if peer.get("device") else ""
+        flushes = f"{peer['device'][2]:.3f}" if peer.get("device") else ""
         lines.append(f"  {name:<30} {peer['rate']:>9.0f} {peer['least']:>9.0f} {peer['most']:>9.0f} {versus:>10}"
-                     f" {cpu:>7} {peak:>8}")
+                     f" {cpu:>7} {peak:>8} {ios:>9} {flushes:>8}")
     rowsnap = peers.get("rowsnap", {})
     if rowsnap.get("limit"):
         lines.append(f"  {'the disk, doing the same':<30} {rowsnap['limit']:>9.0f} {'':>9} {'':>9}"
@@ -65,7 +69,8 @@ def picture(workloads, results, heading):
             shapes.append(f'<text x="{left - 8}" y="{y + bar - 3}" class="name">{escape(name)}</text>')
             shapes.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 2}" fill="{colour}"/>')
             shapes.append(f'<path d="M{left + peer["least"] * unit:.1f} {middle}H{left + peer["most"] * unit:.1f}"/>')
-            shapes.append(f'<text x="{left + max(length, peer["most"] * unit) + 6:.1f}" y="{y + bar - 3}">'
+            end = max(peer["most"], peer.get("limit") or 0) * unit
+            shapes.append(f'<text x="{left + end + 6:.1f}" y="{y + bar - 3}">'
                           f'{peer["rate"]:,.0f} /s</text>')
             if peer.get("limit"):
                 at = left + peer["limit"] * unit

@@ -41,7 +41,7 @@ def overwrite(peer, scale):
 
 
 def costs(peer):
-    found = {"cpu": peer.cpu_seconds()}
+    found = {"cpu": peer.cpu_seconds(), "device": peer.device_counts()}
     if isinstance(peer, Rowsnap):
         found["status"], found["disk"] = peer.status(), peer.disk_bytes()
     return found
@@ -55,6 +55,8 @@ def account(peer, job, before, after):
               "peak_bytes": peer.peak_bytes()}
     if after["cpu"] is not None:
         result["cpu_us"] = (after["cpu"] - before["cpu"]) / max(requests, 1) * 1e6
+    if after["device"] is not None:
+        result["device"] = [(new - old) / max(requests, 1) for old, new in zip(before["device"], after["device"])]
     if "status" in after:
         result["counters"] = counted(before, after)
     return result
@@ -103,14 +105,14 @@ def disk_limit(workload, origin, folder, scale, result):
 
 WORKLOADS = [
     Workload("first-d1", "first overwrite, 4 KiB random, depth 1", 8, "randwrite", 4096, 1,
-             ALL + (RowsnapWriteBack,) + LOOPS, first=True),
+             ALL + (RowsnapWriteBack,) + LOOPS + CHAINS, first=True),
     Workload("first-d32", "first overwrite, 4 KiB random, depth 32", 96, "randwrite", 4096, 32,
              ALL + LOOPS + CHAINS, first=True),
     Workload("first-d128", "first overwrite, 4 KiB random, depth 128", 96, "randwrite", 4096, 128, ALL, first=True),
     Workload("first-seq-d1", "first overwrite, 4 KiB sequential, depth 1", 16, "write", 4096, 1, ALL, first=True),
     Workload("first-seq-1m", "first overwrite, 1 MiB sequential, depth 8", 256, "write", 1 << 20, 8, ALL, first=True),
     Workload("again-d32", "overwrite of preserved blocks, 4 KiB random, depth 32", 96, "randwrite", 4096, 32,
-             (Rowsnap, RowsnapPlain, QemuCbw), preserve=True),
+             (Rowsnap, RowsnapPlain, QemuCbw, CHAINS[-1]), preserve=True),
     Workload("mixed-d32", "reads and first overwrites, 70/30, 4 KiB random, depth 32", 96, "randrw", 4096, 32, ALL,
              "--rwmixread=70"),
     Workload("sync-1", "4 KiB random, depth 1, flushed after every write", 4, "randwrite", 4096, 1, ALL,
@@ -118,7 +120,7 @@ WORKLOADS = [
     Workload("sync-32", "4 KiB random, depth 1, flushed after every 32", 8, "randwrite", 4096, 1,
              ALL + (RowsnapWriteBack,), "--fsync=32"),
     Workload("read-d32", "read of the origin, 4 KiB random, depth 32", 96, "randread", 4096, 32,
-             ALL + (CHAINS[-1],)),
+             ALL + CHAINS),
     Workload("snapshot-read", "read of the oldest snapshot, 4 KiB random, depth 32", 96, "randread", 4096, 32,
-             (Rowsnap, CHAINS[-1]), snapshot=True),
+             (Rowsnap,) + CHAINS, snapshot=True),
 ]

@@ -113,3 +113,20 @@ source "$BATS_TEST_DIRNAME/helpers.bash"
 	truncate -s 3M monday.store
 	expect_error 'shorter than its log' serve image.img --volume=demo
 }
+
+@test "writes do not have the origin's times looked at: every barrier would write new ones" {
+	require_command strace
+	make_image origin.img 8M
+	server_start origin.img --volume=demo
+	rowsnap snapshot demo s1 s1.store
+	helper_begin strace -qqq -f -p "$server_pid" -o trace -e trace=fstat,newfstatat,statx,io_submit
+	sleep $((1 * ROWSNAP_SLOW))
+	for n in 1 2 3; do
+		export_io demo origin "write -P $n ${n}M 64k" flush "write -P $n ${n}M 64k" flush >/dev/null
+	done
+	kill "$helper_pid"
+	helper_wait
+	grep -q 'io_submit(' trace
+	run ! grep -E '^[0-9]+ +((new)?fstat(at)?\([0-9]|statx\([0-9]+, "", [^,]+, [^,]*STATX_([ACM]TIME|BASIC|ALL))' trace
+	server_stop demo
+}
