@@ -474,37 +474,44 @@ static bool is_here(const struct volume *volume, const uuid128_t *uuid)
 	       (volume->fold != NULL && has_store(fold_source(volume), uuid));
 }
 
-/* The record's stores that are not here, in its order, come before the chain. */
-static const struct record_store *absent_store(const struct volume *volume, size_t index)
+/*
+ * The record's stores that are not here, in its order, come before the chain: the one with this index, or NULL, and how many
+ * there are. The record has those that are here in the chain's order, but for moments.
+ */
+static const struct record_store *absent_store(const struct volume *volume, size_t index, size_t *count)
 {
-	for (size_t i = 0; i < volume->record->store_count; i++)
-		if (!is_here(volume, &volume->record->stores[i].uuid) && index-- == 0)
-			return &volume->record->stores[i];
-	return NULL;
+	const struct record_store *found = NULL;
+	size_t at = 0;
+
+	*count = 0;
+	for (size_t i = 0; i < volume->record->store_count; i++) {
+		const struct record_store *store = &volume->record->stores[i];
+
+		if (at < volume->chain_count && has_store(volume->chain[at], &store->uuid))
+			at++;
+		else if (!is_here(volume, &store->uuid) && (*count)++ == index)
+			found = store;
+	}
+	return found;
 }
 
 bool volume_name_is_absent(const struct volume *volume, const char *name)
 {
 	const struct record_store *store;
+	size_t count;
 
-	for (size_t i = 0; (store = absent_store(volume, i)) != NULL; i++)
+	for (size_t i = 0; (store = absent_store(volume, i, &count)) != NULL; i++)
 		if (strcmp(store->name, name) == 0)
 			return true;
 	return false;
 }
 
-static size_t absent_count(const struct volume *volume)
-{
-	size_t count = 0;
-
-	while (absent_store(volume, count) != NULL)
-		count++;
-	return count;
-}
-
 size_t volume_snapshot_count(const struct volume *volume)
 {
-	return absent_count(volume) + volume->chain_count;
+	size_t absent;
+
+	(void)absent_store(volume, 0, &absent);
+	return absent + volume->chain_count;
 }
 
 static const char *snapshot_state(const struct volume *volume, const struct snapshot *snapshot)
@@ -534,13 +541,13 @@ void snapshot_report_sizes(struct snapshot_report *report, const struct store *s
 
 void volume_report_snapshot(const struct volume *volume, size_t index, struct snapshot_report *report)
 {
-	size_t absent = absent_count(volume);
-	const struct record_store *away = absent_store(volume, index);
+	size_t absent;
+	const struct record_store *away = absent_store(volume, index, &absent);
 	const struct snapshot *snapshot;
 	const struct superblock *superblock;
 
 	memset(report, 0, sizeof(*report));
-	if (away != NULL && index < absent) {
+	if (away != NULL) {
 		(void)snprintf(report->name, sizeof(report->name), "%s", away->name);
 		report->uuid = away->uuid;
 		report->created_ns = away->created_ns;
