@@ -174,7 +174,7 @@ static uint64_t wait_ns(const struct loop *loop, int timeout_ms)
 	return due_ns - now_ns < limit_ns ? due_ns - now_ns : limit_ns;
 }
 
-/* epoll_wait() knows milliseconds only; kernels before 5.11 know nothing else. */
+/* epoll_wait() knows milliseconds only. Kernels before 5.11 know nothing else; sandboxes of their time say EPERM. */
 static int wait_for_events(struct loop *loop, uint64_t limit_ns)
 {
 	struct timespec limit = { (time_t)(limit_ns / 1000000000), (long)(limit_ns % 1000000000) };
@@ -184,7 +184,7 @@ static int wait_for_events(struct loop *loop, uint64_t limit_ns)
 	if (!loop->coarse) {
 		count = epoll_pwait2(loop->epoll_fd, loop->events, EVENTS_PER_TURN_MAX,
 				     limit_ns == UINT64_MAX ? NULL : &limit, NULL);
-		if (count >= 0 || errno != ENOSYS)
+		if (count >= 0 || (errno != ENOSYS && errno != EPERM))
 			return count;
 		loop->coarse = true;
 	}
