@@ -41,7 +41,7 @@ struct loop {
 	int event_next, event_count;
 };
 
-static uint64_t clock_read_ns(void)
+uint64_t loop_clock_ns(void)
 {
 	struct timespec now;
 	int result = clock_gettime(CLOCK_MONOTONIC, &now);
@@ -67,7 +67,7 @@ int loop_create(struct loop **loop)
 	list_init(&made->timers);
 	list_init(&made->hooks);
 	list_init(&made->hook_marker);
-	made->now_ns = clock_read_ns();
+	made->now_ns = loop_clock_ns();
 	*loop = made;
 	return 0;
 }
@@ -168,7 +168,7 @@ static uint64_t wait_ns(const struct loop *loop, int timeout_ms)
 	due_ns = container_of(loop->timers.next, struct loop_timer, link)->due_ns;
 	if (due_ns <= loop->now_ns)
 		return 0;
-	now_ns = clock_read_ns();
+	now_ns = loop_clock_ns();
 	if (due_ns <= now_ns)
 		return 0;
 	return due_ns - now_ns < limit_ns ? due_ns - now_ns : limit_ns;
@@ -256,7 +256,7 @@ int loop_turn(struct loop *loop, int timeout_ms)
 		error = -errno;
 	loop->event_next = 0;
 	loop->event_count = count < 0 ? 0 : count;
-	loop->now_ns = clock_read_ns();
+	loop->now_ns = loop_clock_ns();
 
 	loop->in_turn = true;
 	run_timers(loop);
