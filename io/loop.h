@@ -41,6 +41,7 @@ void loop_destroy(struct loop *loop);
 
 /* CLOCK_MONOTONIC, read once a turn: nanoseconds. */
 uint64_t loop_now_ns(const struct loop *loop);
+uint64_t loop_clock_ns(void); /* the same, read now: where a turn may have been long */
 
 /* Watches source->fd for `events` (level-triggered). Returns 0 or epoll_ctl's errors. */
 __attribute__((warn_unused_result)) int loop_add(struct loop *loop, struct loop_source *source, uint32_t events);

@@ -247,13 +247,17 @@ static void hung_up(struct nbd_connection *connection)
 		nbd_end(connection);
 }
 
-/* The client has sent something while replies waited for that. */
-static void pace_kept(struct nbd_connection *connection)
+static bool is_paced(const struct nbd_connection *connection)
 {
-	if (list_is_empty(&connection->pace.link))
-		return;
+	return !list_is_empty(&connection->pace.link);
+}
+
+/* The client has sent something while replies waited for that. */
+static void pace_heard(struct nbd_connection *connection)
+{
 	loop_timer_cancel(&connection->pace);
 	connection->pace_waits /= 2;
+	connection->nbd->counters.pace_heard++;
 }
 
 static void connection_ready(struct loop_source *source, uint32_t events)
@@ -268,10 +272,10 @@ static void connection_ready(struct loop_source *source, uint32_t events)
 		return;
 	got = receive_some(connection);
 	if (got > 0) {
-		pace_kept(connection);
+		if (is_paced(connection))
+			pace_heard(connection);
 		parse(connection);
-	}
-	else if (got != -EAGAIN && got != -EINTR) {
+	} else if (got != -EAGAIN && got != -EINTR) {
 		nbd_end(connection);
 	}
 }
@@ -368,21 +372,23 @@ static void send_replies(struct nbd_connection *connection, unsigned limit)
 		nbd_drop(connection);
 }
 
-static bool is_paced(const struct nbd_connection *connection)
-{
-	return !list_is_empty(&connection->pace.link);
-}
-
 /* The client had nothing to send: the rest goes out, and the next rows as they are. */
 static void pace_expired(struct loop_timer *timer)
 {
 	struct nbd_connection *connection = timer->context;
+	int unread = 0;
 
+	nbd_touch(connection);
+	/* Timers come before sources: after a long turn it may have sent something in time, to be read only now. */
+	if (ioctl(connection->source.fd, SIOCINQ, &unread) == 0 && unread > 0) {
+		pace_heard(connection);
+		return;
+	}
+	connection->nbd->counters.pace_silent++;
 	connection->pace_waits = connection->pace_waits == 0 ? 1 : connection->pace_waits * 2;
 	if (connection->pace_waits > PACE_OFF_MAX)
 		connection->pace_waits = PACE_OFF_MAX;
 	connection->pace_off = connection->pace_waits;
-	nbd_touch(connection);
 }
 
 static bool has_long_row(const struct nbd_connection *connection)
@@ -411,7 +417,7 @@ static void send_paced(struct nbd_connection *connection)
 	send_replies(connection, limit);
 	if (limit == PACE_REPLIES && connection->first_sent == 0 && connection->stage != NBD_STAGE_DEAD &&
 	    !connection->mute && !list_is_empty(&connection->replies))
-		loop_timer_set(nbd->loop, &connection->pace, loop_now_ns(nbd->loop) + PACE_NS);
+		loop_timer_set(nbd->loop, &connection->pace, loop_clock_ns() + PACE_NS);
 }
 
 /* Watches the socket for what is wanted now, and for a hang-up, until there was one. */

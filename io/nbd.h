@@ -13,6 +13,7 @@ struct nbd_counters {
 	uint64_t requests;
 	uint64_t bytes_received, bytes_sent;
 	uint64_t protocol_errors; /* connections dropped for what they sent */
+	uint64_t pace_heard, pace_silent; /* times a client sent something while replies waited for that, or did not */
 };
 
 /*

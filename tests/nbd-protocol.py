@@ -9,6 +9,7 @@ import json
 import os
 import random
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -459,6 +460,35 @@ def test_rows_of_replies(server):
             client.simple(4096)
         client.close()
     check("and a client may go in the middle of a row", server.wait(lambda s: s["connections"] == 0 and s["arena_used"] == 0))
+
+
+def test_pace_after_a_long_turn(server):
+    """Who has sent something is heard, however long the turn took: nothing is for the clock to decide here."""
+    client = Client(server).begin()
+    client.send(reads(0, 9))
+    for _ in range(9):
+        client.simple(4096)
+    status = server.status()
+    if status["pace_silent"] == 0:
+        check("who sends nothing is waited for once # SKIP the waits of this kernel are too coarse", True)
+        return
+    check("who sends nothing is waited for once", status["pace_silent"] == 1 and status["pace_heard"] == 0)
+    client.close()
+    server.tell("dawdle")
+    client = Client(server).begin()
+    stream = reads(0, 9)
+    payload = bytes(65536 - len(stream) - 28 - 10)  # what is read at once ends within the request that follows
+    stream += struct.pack(">IHHQQI", 0x25609513, 0, WRITE, 9, MIB, len(payload)) + payload + reads(10, 1)
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        client.send(stream)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    good = all(client.simple(4096)[0] == n for n in range(9))
+    good = client.simple()[0] == 9 and client.simple(4096)[0] == 10 and good
+    status = server.status()
+    check("who has sent something counts as heard", good and status["pace_silent"] == 1 and status["pace_heard"] == 1)
+    client.close()
 
 
 def test_disc_finishes(server):

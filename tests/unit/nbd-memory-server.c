@@ -9,8 +9,8 @@
  * offset divided by 4096). Every even 64 KiB piece that was never written is a hole.
  *
  * Commands on stdin, a line each, every one answered by a line: "status" (JSON), "remove NAME", "add NAME", "release"
- * (what is held), "quiesce", "quit" (waits until idle, closes). At the end the arena must be empty, and no export may
- * be left referenced; else it aborts.
+ * (what is held), "dawdle" (from now on every request takes a millisecond of its turn), "quiesce", "quit" (waits until
+ * idle, closes). At the end the arena must be empty, and no export may be left referenced; else it aborts.
  */
 #include <assert.h>
 #include <errno.h>
@@ -41,7 +41,7 @@ struct server {
 	struct loop_timer late_timer, slow_timer;
 	struct loop_source input;
 	unsigned released, flushes, fua;
-	bool quitting;
+	bool quitting, dawdling; /* dawdling: what a request does takes its time, in the turn */
 };
 
 static struct server *the_server; /* exports have no context */
@@ -83,6 +83,8 @@ static void mark_written(struct server *server, const struct request *request, u
 static void carry_out(struct server *server, struct request *request)
 {
 	assert(request->offset + request->length <= server->size_bytes);
+	if (server->dawdling)
+		(void)usleep(1000);
 	server->fua += (request->flags & REQUEST_FUA) != 0;
 	switch (request->op) {
 	case REQUEST_READ:
@@ -191,10 +193,12 @@ static void print_status(const struct server *server)
 
 	nbd_get_counters(server->transport, &counters);
 	printf("{\"connections\":%llu,\"connections_total\":%llu,\"requests\":%llu,\"received\":%llu,\"sent\":%llu,"
-	       "\"protocol_errors\":%llu,\"arena_used\":%zu,\"released\":%u,\"flushes\":%u,\"fua\":%u,\"idle\":%s}\n",
+	       "\"protocol_errors\":%llu,\"pace_heard\":%llu,\"pace_silent\":%llu,"
+	       "\"arena_used\":%zu,\"released\":%u,\"flushes\":%u,\"fua\":%u,\"idle\":%s}\n",
 	       (unsigned long long)counters.connections_now, (unsigned long long)counters.connections_total,
 	       (unsigned long long)counters.requests, (unsigned long long)counters.bytes_received,
 	       (unsigned long long)counters.bytes_sent, (unsigned long long)counters.protocol_errors,
+	       (unsigned long long)counters.pace_heard, (unsigned long long)counters.pace_silent,
 	       arena_bytes_used(server->arena), server->released, server->flushes, server->fua,
 	       server->transport->ops->is_idle(server->transport) ? "true" : "false");
 }
@@ -217,6 +221,8 @@ static void command(struct server *server, char *line)
 		complete_all(server, &server->held);
 	else if (strcmp(line, "quiesce") == 0)
 		server->transport->ops->quiesce(server->transport);
+	else if (strcmp(line, "dawdle") == 0)
+		server->dawdling = true;
 	else if (strcmp(line, "quit") == 0)
 		server->quitting = true;
 	printf("done\n");

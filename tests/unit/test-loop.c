@@ -2,8 +2,15 @@
 /* The event loop: sources, timers and hooks, and what happens when callbacks remove, free and add while a turn runs. */
 #include "io/loop.h"
 
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "tests/unit/unit.h"
@@ -267,6 +274,65 @@ static void test_run(struct loop *loop)
 	      turn(loop, 5) && loop_now_ns(loop) >= before_ns + 4 * MS && loop_now_ns(loop) < before_ns + 1000 * MS);
 }
 
+/* From now on epoll_pwait2 answers `error`, as a kernel without it does, or a sandbox that does not know it. */
+static bool refuse_fine_waits(unsigned error)
+{
+	struct sock_filter steps[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_epoll_pwait2, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { .len = sizeof(steps) / sizeof(steps[0]), .filter = steps };
+
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+enum { COARSE_RIGHT, COARSE_WRONG, COARSE_NO_FILTER };
+
+static int run_coarse(unsigned error)
+{
+	struct loop *loop;
+	struct loop_timer timer;
+	struct pipe_source *source;
+	bool right = loop_create(&loop) == 0;
+
+	if (!right)
+		return COARSE_WRONG;
+	if (!refuse_fine_waits(error))
+		return COARSE_NO_FILTER;
+	loop_timer_init(&timer, stop_expired, loop);
+	for (unsigned i = 1; i <= 3 && right; i++) {
+		uint64_t due_ns = loop_now_ns(loop) + i * MS / 4;
+
+		loop_timer_set(loop, &timer, due_ns);
+		right = loop_run(loop) == 0 && loop_now_ns(loop) >= due_ns && !loop_is_fine(loop);
+	}
+	source = pipe_make(loop);
+	right = right && loop_add(loop, &source->source, EPOLLIN) == 0 && write(source->write_fd, "x", 1) == 1 &&
+		loop_turn(loop, -1) == 0 && source->calls == 1;
+	pipe_free(source);
+	loop_destroy(loop);
+	return right ? COARSE_RIGHT : COARSE_WRONG;
+}
+
+static void test_without_fine_waits(unsigned error, const char *what)
+{
+	pid_t child;
+	int status = 0;
+
+	(void)fflush(stdout);
+	child = fork();
+	if (child == 0)
+		_exit(run_coarse(error));
+	if (child < 0 || waitpid(child, &status, 0) != child)
+		abort();
+	if (WIFEXITED(status) && WEXITSTATUS(status) == COARSE_NO_FILTER)
+		printf("ok %u - %s # SKIP no system call can be refused here\n", ++unit_count, what);
+	else
+		check(what, WIFEXITED(status) && WEXITSTATUS(status) == COARSE_RIGHT);
+}
+
 int main(void)
 {
 	struct loop *loop = NULL;
@@ -281,6 +347,8 @@ int main(void)
 	test_timer_changes(loop);
 	test_hooks(loop);
 	test_run(loop);
+	test_without_fine_waits(ENOSYS, "where the kernel has no epoll_pwait2, timers are kept to the millisecond");
+	test_without_fine_waits(EPERM, "and where a sandbox forbids it");
 	loop_destroy(loop);
 	loop_destroy(NULL);
 	return unit_done();
