@@ -113,10 +113,16 @@ class Bench:
         return self.disk if name == self.which else self.folder.path / f"{name}.store"
 
     def renew_loop(self):
-        """As after the disk was plugged in again."""
+        """
+        As after the disk was plugged in again. By its path the next start knows which stores belong to it, so it has to be
+        the same one: if another test has taken the number meanwhile, it is waited for.
+        """
         detach_loop(self.loop)
-        self.disk = self.loop = pathlib.Path(attach_loop(self.file))
-        self.trial.origin = self.trial.place("origin")
+        wait_for(self.is_attached, f"{self.loop} is free again")
+
+    def is_attached(self):
+        return subprocess.run(["losetup", "--direct-io=on", self.loop, self.file], stdin=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL, check=False).returncode == 0
 
     def __enter__(self):
         return self
