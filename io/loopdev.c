@@ -120,6 +120,20 @@ static void lose_keeper(struct loopdevs *all)
 	failed(all, "the process that holds them has ended: those in use stay until they are closed");
 }
 
+/*
+ * The number was free, so whatever of ours had it has let go of it by itself, before it was looked at again. To have it
+ * detached now would take the number from the new one.
+ */
+static void number_taken(struct loopdevs *all, const struct loopdev *by)
+{
+	list_for_each(link, &all->devices) {
+		struct loopdev *other = container_of(link, struct loopdev, link);
+
+		if (other != by && other->number == by->number)
+			other->number = -1;
+	}
+}
+
 static void attached(struct loopdevs *all, struct loopdev *device)
 {
 	const struct keeper_message *message = &all->message;
@@ -132,6 +146,7 @@ static void attached(struct loopdevs *all, struct loopdev *device)
 		return;
 	}
 	device->number = message->number;
+	number_taken(all, device);
 	if (!is_wanted(device))
 		return;
 	(void)snprintf(device->export->device, sizeof(device->export->device), "/dev/loop%d", message->number);
